@@ -1,0 +1,39 @@
+"""Recursive Language Models on Modal: answer questions over contexts of any size.
+
+from rlm import RLM, RunConfig
+
+    async with RLM(RunConfig()) as rlm:
+        result = await rlm.run("What is the magic number?", context)
+    print(result.answer)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlm.config import Limits, Provider, RunConfig
+    from rlm.engine import RLM, RunResult
+    from rlm.errors import RLMError
+    from rlm.repl.session import ReplLimits
+
+__all__ = ["RLM", "Limits", "Provider", "RLMError", "ReplLimits", "RunConfig", "RunResult"]
+
+_HOMES = {
+    "Limits": "rlm.config",
+    "Provider": "rlm.config",
+    "RLM": "rlm.engine",
+    "RLMError": "rlm.errors",
+    "ReplLimits": "rlm.repl.session",
+    "RunConfig": "rlm.config",
+    "RunResult": "rlm.engine",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
+    """Import a public name when it is first used: `import rlm` alone takes a hundredth of a second."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,83 @@
+"""The error tree.
+
+    RLMError
+    ├── InputError              what the user gave cannot be used: the CLI ends with status 2
+    ├── ProviderError           the LLM provider refused, or could not be reached: the CLI ends with status 3
+    │   ├── KeyRefusedError     the provider does not accept the API key (401, 403)
+    │   ├── UnknownModelError   the provider has no model of that name
+    │   └── ContextWindowError  the messages are longer than the model takes
+    ├── SubLLMError             one sub-LLM prompt failed for good; raised in the cell that asked for it
+    ├── WorkerError             one worker is at fault: it is evicted, its prompts go to another
+    ├── PoolBrokenError         workers keep dying; starting more would not help
+    ├── ReplDiedError           the REPL process ended; the loop goes on in a fresh one
+    ├── ReplBrokenError         the REPL cannot be started, or speaks no protocol we know
+    └── LimitReachedError       a limit of the run is used up: kind, used, limit
+
+What a cell did wrong is not here: it is data for the root LM, in the cell's result. Errors of vendors are
+translated once, in the adapter that calls the vendor.
+"""
+
+
+class RLMError(Exception):
+    """The root of every error this package raises on purpose. The message is one line with the remedy."""
+
+
+class InputError(RLMError):
+    """What the user gave cannot be used."""
+
+
+class ProviderError(RLMError):
+    """The LLM provider refused a request for good, or could not be reached."""
+
+
+class KeyRefusedError(ProviderError):
+    """The provider does not accept the API key. Ends the run at once."""
+
+
+class UnknownModelError(ProviderError):
+    """The provider has no model of that name. Ends the run at once."""
+
+
+class ContextWindowError(ProviderError):
+    """The messages are longer than the model's window."""
+
+
+class SubLLMError(RLMError):
+    """One sub-LLM prompt failed for good. The message holds the provider's words.
+
+    `index` is the prompt's place in its batch, `attempts` the number of times it was tried.
+    """
+
+    def __init__(self, message: str, *, index: int = 0, attempts: int = 1) -> None:
+        super().__init__(message)
+        self.index = index
+        self.attempts = attempts
+
+
+class WorkerError(RLMError):
+    """A worker did not answer as a worker does: gone, unreachable, refusing our token, or answering nonsense."""
+
+
+class PoolBrokenError(RLMError):
+    """Too many workers died or failed to start in a row, so the pool starts no more."""
+
+
+class ReplDiedError(RLMError):
+    """The REPL process ended while a session held it. The message says how."""
+
+
+class ReplBrokenError(RLMError):
+    """The REPL could not be started, or what it sends is not the protocol."""
+
+
+class LimitReachedError(RLMError):
+    """A limit of the run is used up.
+
+    `kind` is what `stopped_by` will say ("calls", "tokens", "usd", "time"); `used` and `limit` are in that unit.
+    """
+
+    def __init__(self, kind: str, *, used: float, limit: float) -> None:
+        super().__init__(f"the run's limit of {limit:g} {kind} is used up ({used:g} used)")
+        self.kind = kind
+        self.used = used
+        self.limit = limit
