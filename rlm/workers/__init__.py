@@ -1,0 +1,1 @@
+"""Sub-LLM workers: the pool, the client, the registry, the launchers."""

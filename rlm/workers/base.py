@@ -1,0 +1,122 @@
+"""What the pool needs of the world: a launcher that starts workers, a registry that remembers them, and a client
+that talks to one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rlm.usage import TokenUsage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One sub-LLM call to make: the whole prompt, and the model to ask."""
+
+    text: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a sub-LLM answered. `attempts` counts every try, `latency_s` the last one, in seconds."""
+
+    index: int
+    text: str
+    usage: TokenUsage
+    attempts: int
+    latency_s: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEntry:
+    """A running worker: where it is, the token it asks for, and when its life ends (`time.time()` seconds)."""
+
+    id: str
+    url: str
+    token: str
+    created: float
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A worker's answer to one prompt."""
+
+    text: str
+    usage: TokenUsage
+
+
+FailureKind = Literal["rate_limited", "transient", "key_refused", "unknown_model", "context_window", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderFailure:
+    """The worker is well, its provider gave no answer. `message` holds the provider's words."""
+
+    kind: FailureKind
+    message: str
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBusy:
+    """The worker has as many prompts in flight as it takes."""
+
+    retry_after_s: float
+
+
+class WorkerClient(Protocol):
+    """Talks to one worker."""
+
+    async def complete(self, prompt: Prompt) -> Answer | ProviderFailure | WorkerBusy:
+        """Have one prompt answered.
+
+        Raises: WorkerError when it is the worker that is at fault.
+        """
+
+    async def check(self) -> None:
+        """Find out whether the worker is well and takes our token.
+
+        Raises: WorkerError when not.
+        """
+
+    async def aclose(self) -> None:
+        """Hang up. Calls still in flight end with a WorkerError."""
+
+
+class WorkerLauncher(Protocol):
+    """Starts and ends worker processes."""
+
+    async def start(self) -> WorkerEntry:
+        """Start one worker and wait until it answers.
+
+        Raises: WorkerError when it does not come up; nothing of it is left behind then, nor when it is cancelled.
+        """
+
+    async def stop(self, entry: WorkerEntry) -> None:
+        """End the worker. Does nothing when it has ended already."""
+
+
+class WorkerRegistry(Protocol):
+    """Which worker holds which slot of the pool. One entry per slot; slots are 0 .. pool size - 1."""
+
+    @property
+    def outlives_pool(self) -> bool:
+        """Whether later pools find these entries: then a pool leaves its workers running when it closes."""
+
+    async def entries(self) -> dict[int, WorkerEntry]:
+        """Every slot that has a worker."""
+
+    async def claim(self, slot: int) -> str | None:
+        """Take the right to start the worker of an empty slot. None if another has it already."""
+
+    async def publish(self, slot: int, claim: str, entry: WorkerEntry) -> bool:
+        """Fill a claimed slot. False when the claim was lost meanwhile: the caller ends the worker it started."""
+
+    async def release(self, slot: int, claim: str) -> None:
+        """Give a claim back, the worker having failed to start."""
+
+    async def remove(self, slot: int, entry: WorkerEntry) -> None:
+        """Empty the slot if it still holds this very worker."""

@@ -1,0 +1,318 @@
+"""A pool of workers for sub-LLM calls. `WorkerPool.map` is all of its use:
+
+    async with WorkerPool(launcher, registry, size=4) as pool:
+        async for completion in pool.map(prompts):
+            ...
+
+A prompt is one task from the moment it is taken to its answer. It waits for its turn, has a worker for one call,
+and decides by the outcome whether to wait and stand in line again. Turns go round the maps, so that a short map does
+not wait for the end of a long one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rlm.errors import InputError, PoolBrokenError, SubLLMError, WorkerError
+from rlm.workers.base import (
+    Answer,
+    Completion,
+    Prompt,
+    ProviderFailure,
+    WorkerBusy,
+    WorkerClient,
+    WorkerEntry,
+    WorkerLauncher,
+    WorkerRegistry,
+)
+from rlm.workers.client import HttpWorkerClient
+from rlm.workers.fleet import Fleet, Worker
+from rlm.workers.limiter import AdaptiveLimit
+from rlm.workers.retry import Retry, RetryPolicy, Tries
+from rlm.workers.shield import uninterrupted
+
+PROMPTS_PER_WORKER = 16  # outstanding for each worker started: one carries 64, but a full pool ends a batch sooner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """What a pool is doing, and has done. `waiting` prompts have been taken from a map and are not in flight."""
+
+    workers: int
+    starting: int
+    in_flight: int
+    waiting: int
+    done: int
+    failed: int
+    retries: int
+    concurrency_limit: int
+
+
+class _Batch:
+    """The prompts of one map that are on their way, and the results that nobody has taken yet."""
+
+    def __init__(self, *, ordered: bool, on_retry: Callable[[Retry], None] | None) -> None:
+        self.on_retry = on_retry
+        self.line: deque[asyncio.Future[Worker]] = deque()  # prompts that wait for their turn
+        self.tasks: set[asyncio.Task[Completion | SubLLMError]] = set()
+        self.ready: deque[Completion | SubLLMError] = deque()
+        self.error: BaseException | None = None
+        self.changed = asyncio.Event()
+        self._ordered = ordered
+        self._next_index = 0
+        self._early: dict[int, Completion | SubLLMError] = {}  # results that wait for the ones before them
+
+    def add(self, task: asyncio.Task[Completion | SubLLMError]) -> None:
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def fail(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.changed.set()
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    def _done(self, task: asyncio.Task[Completion | SubLLMError]) -> None:
+        self.tasks.discard(task)
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            self.fail(error)
+            return
+        result = task.result()
+        if not self._ordered:
+            self.ready.append(result)
+        else:
+            self._early[result.index] = result
+            while self._next_index in self._early:
+                self.ready.append(self._early.pop(self._next_index))
+                self._next_index += 1
+        self.changed.set()
+
+
+class WorkerPool:
+    """Up to `size` workers with up to `per_worker` calls in flight on each. Use as `async with`.
+
+    Raises: InputError when one of these is below 1.
+    """
+
+    def __init__(
+        self,
+        launcher: WorkerLauncher,
+        registry: WorkerRegistry,
+        *,
+        size: int,
+        per_worker: int = 64,
+        policy: RetryPolicy | None = None,
+        connect: Callable[[WorkerEntry], WorkerClient] = HttpWorkerClient,
+    ) -> None:
+        if min(size, per_worker) < 1:
+            raise InputError(f"a pool of {size} workers with {per_worker} prompts each answers nothing; give 1 or more")
+        self._policy = policy or RetryPolicy()
+        self._per_worker = per_worker
+        self._fleet = Fleet(launcher, registry, connect, size=size, policy=self._policy, on_change=self._dispatch)
+        self._limit = AdaptiveLimit(size * per_worker)
+        # Twice the capacity, so that whenever a call ends, the next prompt stands in line, even if many back off.
+        self._prompts_ahead = 2 * size * per_worker
+        self._batches: deque[_Batch] = deque()  # whose turn it is comes first
+        self._in_flight = self._done = self._failed = self._retries = 0
+        self._timer: asyncio.TimerHandle | None = None  # for what no event announces: the end of a pause
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every map and stop the workers, also when cancelled meanwhile."""
+        await uninterrupted(self._close())
+
+    def stats(self) -> PoolStats:
+        """The counts up to now."""
+        return PoolStats(
+            workers=len(self._fleet),
+            starting=self._fleet.starting,
+            in_flight=self._in_flight,
+            waiting=self._outstanding() - self._in_flight,
+            done=self._done,
+            failed=self._failed,
+            retries=self._retries,
+            concurrency_limit=self._limit.limit,
+        )
+
+    async def map(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        on_retry: Callable[[Retry], None] | None = None,
+    ) -> AsyncGenerator[Completion | SubLLMError, None]:
+        """Have each prompt answered; results in the order of the prompts, or as they come.
+
+        `prompts` is read as capacity allows, so it may be endless; results wait in memory only for the consumer, or,
+        ordered, for the ones before them. A prompt that fails for good yields its SubLLMError with
+        `return_exceptions`, and ends the map without. Leaving the iteration cancels what is in flight.
+
+        Raises: SubLLMError (at the first failure, whatever the order); KeyRefusedError and UnknownModelError, which
+        no other prompt would escape; PoolBrokenError when there are no workers to be had.
+        """
+        if self._closed:
+            raise PoolBrokenError("the pool is closed")
+        batch = _Batch(ordered=order_outputs, on_retry=on_retry)
+        coming = enumerate(prompts)
+        self._batches.append(batch)
+        try:
+            while True:
+                if batch.error is not None:
+                    raise batch.error
+                while len(batch.tasks) + len(batch.ready) < self._prompts_ahead and (item := next(coming, None)):
+                    batch.add(asyncio.create_task(self._answer(batch, *item, keep_failure=return_exceptions)))
+                if batch.ready:
+                    yield batch.ready.popleft()
+                elif batch.tasks:
+                    batch.changed.clear()
+                    await batch.changed.wait()
+                else:
+                    return
+        finally:
+            self._batches.remove(batch)
+            await batch.close()
+
+    # One prompt
+
+    async def _answer(
+        self, batch: _Batch, index: int, prompt: Prompt, *, keep_failure: bool
+    ) -> Completion | SubLLMError:
+        """Try a prompt until it is answered, or has failed for good."""
+        tries = Tries(self._policy, index)
+        while True:
+            async with self._turn(batch) as worker:
+                sent_at = time.monotonic()
+                outcome = await self._ask(worker, prompt)
+            now = time.monotonic()
+            if isinstance(outcome, Answer):
+                self._done += 1
+                return Completion(
+                    index=index,
+                    text=outcome.text,
+                    usage=outcome.usage,
+                    attempts=tries.attempts + 1,
+                    latency_s=now - sent_at,
+                    worker=worker.entry.id,
+                )
+            try:
+                retry = tries.next(outcome, now)
+            except SubLLMError as failure:
+                self._failed += 1
+                if keep_failure:
+                    return failure
+                raise
+            self._retries += 1
+            if batch.on_retry is not None:
+                batch.on_retry(retry)
+            await asyncio.sleep(retry.delay_s)
+
+    async def _ask(self, worker: Worker, prompt: Prompt) -> Answer | ProviderFailure | WorkerBusy | WorkerError:
+        """Make one call, and let the fleet and the limit know what it says about worker and provider."""
+        sent_at = time.monotonic()
+        try:
+            outcome = await worker.client.complete(prompt)
+        except WorkerError as exc:
+            self._fleet.failed(worker, exc)
+            return exc
+        match outcome:
+            case Answer():
+                self._limit.succeeded()
+                self._fleet.completed(worker)
+            case WorkerBusy(retry_after_s=wait_s):
+                worker.resting_until = time.monotonic() + wait_s
+            case ProviderFailure(kind="rate_limited", retry_after_s=wait_s):
+                self._limit.refused(sent_at=sent_at, in_flight=self._in_flight)
+                if wait_s is not None and wait_s <= self._policy.max_wait_s:
+                    self._limit.pause(wait_s)
+        return outcome
+
+    # Turns
+
+    @asynccontextmanager
+    async def _turn(self, batch: _Batch) -> AsyncIterator[Worker]:
+        """Wait in the batch's line for a worker; have it for one call."""
+        turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        batch.line.append(turn)
+        self._dispatch()
+        try:
+            yield await turn
+        finally:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._in_flight -= 1
+                self._fleet.give_back(turn.result())
+                self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give turns while there are workers and the limit allows. Called whenever that may have changed."""
+        if self._closed:
+            return
+        self._fleet.want(math.ceil(self._outstanding() / PROMPTS_PER_WORKER))
+        if self._fleet.broken is not None:
+            while (turn := self._next_in_line()) is not None:
+                turn.set_exception(PoolBrokenError(self._fleet.broken))
+            return
+        if (pause_s := self._limit.paused_s()) > 0:
+            self._dispatch_in(pause_s)
+            return
+        while self._in_flight < self._limit.limit:
+            worker = self._fleet.pick(self._per_worker)
+            if worker is None:
+                if (rest_s := self._fleet.rest_s()) is not None:
+                    self._dispatch_in(rest_s)
+                return
+            turn = self._next_in_line()
+            if turn is None:
+                return
+            self._in_flight += 1
+            worker.in_flight += 1
+            turn.set_result(worker)
+
+    def _dispatch_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._dispatch)
+
+    def _next_in_line(self) -> asyncio.Future[Worker] | None:
+        for _ in range(len(self._batches)):
+            batch = self._batches[0]
+            self._batches.rotate(-1)
+            while batch.line:
+                turn = batch.line.popleft()
+                if not turn.done():
+                    return turn
+        return None
+
+    def _outstanding(self) -> int:
+        return sum(len(batch.tasks) for batch in self._batches)
+
+    async def _close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for batch in list(self._batches):
+            batch.fail(PoolBrokenError("the pool was closed"))
+            await batch.close()
+        await self._fleet.close()

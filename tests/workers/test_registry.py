@@ -1,0 +1,10 @@
+from rlm.workers.base import WorkerRegistry
+from rlm.workers.registry import CLAIM_LIFE_S, MemoryRegistry
+from tests.workers.registry_contract import Clock, RegistryContract
+
+
+class TestMemoryRegistry(RegistryContract):
+    claim_life_s = CLAIM_LIFE_S
+
+    def registry(self, clock: Clock) -> WorkerRegistry:
+        return MemoryRegistry(clock=clock)
