@@ -1,0 +1,260 @@
+"""The host side of the frames: one REPL for one run, started again with its context when its process dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from rlm.context import Context
+from rlm.errors import InputError, ReplBrokenError, ReplDiedError
+from rlm.repl import frames
+
+START_TIMEOUT_S = 60.0
+LOAD_TIMEOUT_S = 600.0
+WATCH_EVERY_S = 0.25
+MIB = 1 << 20
+MAX_HELD_BYTES = 256 * MIB  # of calls that wait for their answers, together
+MIN_CALL_BYTES = 64 << 10  # what a small one counts for
+MAX_ANSWER_CHARS = 10_000_000  # the driver refuses a longer one
+MAX_ERROR_CHARS = 10_000
+
+T = TypeVar("T")
+
+
+class ReplProcess(Protocol):
+    """A running driver: bytes in, bytes out."""
+
+    reader: asyncio.StreamReader
+
+    async def write(self, data: bytes) -> None:
+        """Send `data`, waiting while the process is slow to read.
+
+        Raises: ReplDiedError when it has ended.
+        """
+
+    async def place(self, path: Path) -> str:
+        """Make a file of the host readable there; the path it has there.
+
+        Raises: ReplBrokenError when it cannot be brought there.
+        """
+
+    async def close(self) -> str:
+        """End the process and all it has started. Tells how it ended; may be called again."""
+
+
+class ReplLauncher(Protocol):
+    """Starts drivers."""
+
+    async def start(self) -> ReplProcess:
+        """A new driver process.
+
+        Raises: ReplBrokenError when it cannot be started; nothing of it is left behind then.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplLimits:
+    """What one REPL may take. `memory_mib` is on top of what its context needs.
+
+    A cell is interrupted after `cell_timeout_s`, and killed with its REPL when it still runs
+    `interrupt_grace_s` later. The time it waits for sub-LLMs does not count.
+    """
+
+    cell_timeout_s: float = 120.0
+    interrupt_grace_s: float = 5.0
+    max_output_chars: int = 10_000
+    memory_mib: int = 8_192
+    processes: int = 512
+    file_mib: int = 1_024
+
+    def resources(self, context_bytes: int) -> dict[str, int]:
+        """The same as names and values of setrlimit."""
+        return {
+            "RLIMIT_AS": self.memory_mib * MIB + 4 * context_bytes,
+            "RLIMIT_NPROC": self.processes,
+            "RLIMIT_FSIZE": self.file_mib * MIB,
+            "RLIMIT_CORE": 0,
+        }
+
+
+CallHandler = Callable[[frames.Call], Awaitable[Sequence[object]]]
+
+
+class ReplSession:
+    """Runs cells, one at a time, and answers what they ask.
+
+    `answer` is called for every call of a cell, concurrently, and gives one JSON object for each item. What it
+    raises ends the run: `run` raises it in turn. Use as `async with`.
+    """
+
+    def __init__(self, launcher: ReplLauncher, context: Context, limits: ReplLimits, answer: CallHandler) -> None:
+        self._launcher = launcher
+        self._context = context
+        self._limits = limits
+        self._answer = answer
+        self._process: ReplProcess | None = None
+        self._nonce = b""
+        self._reading: asyncio.Task[None] | None = None
+        self._calls: dict[asyncio.Task[None], int] = {}  # with the bytes of each
+        self._unanswered = 0
+        self._reply: asyncio.Future[frames.Frame] | None = None
+        self._cells = 0
+        self.context_description = ""
+
+    async def __aenter__(self) -> Self:
+        """Start the REPL and load the context.
+
+        Raises: InputError when the context cannot be read; ReplBrokenError when the REPL does not come up.
+        """
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def run(self, code: str) -> frames.CellResult:
+        """Run a cell to its end. When it raises, or is cancelled, the process is gone.
+
+        Raises: ReplDiedError when its process ended; the next call finds a fresh one with the context loaded.
+        """
+        if self._process is None:
+            await self._start()
+        self._cells += 1
+        timeout_s = self._limits.cell_timeout_s
+        watch = asyncio.create_task(self._kill_when_stuck())
+        try:
+            result = await self._ask(
+                frames.CellResult, None, "cell", number=self._cells, code=code, timeout_s=timeout_s
+            )
+            self._check(result)
+        except ReplDiedError as exc:
+            how = await self.close()
+            raise ReplDiedError(str(exc) or f"the REPL process ended: {how}") from exc
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            watch.cancel()
+        return result
+
+    async def close(self) -> str:
+        """End the process and every call under way. Tells how the process ended."""
+        process, self._process = self._process, None
+        tasks = [task for task in (self._reading, *self._calls) if task is not None]
+        for task in tasks:
+            task.cancel()
+        try:
+            return await process.close() if process is not None else ""
+        finally:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self) -> None:
+        try:
+            self._nonce = os.urandom(frames.NONCE_BYTES)
+            self._process = process = await self._launcher.start()
+            self._reading = asyncio.create_task(self._read_frames(process.reader))
+            limits = self._limits.resources(self._context.size_bytes)
+            await process.write(self._nonce)
+            await self._ask(
+                frames.Ready, START_TIMEOUT_S, "hello", limits=limits, max_output_chars=self._limits.max_output_chars
+            )
+            files = [[name, await process.place(path)] for name, path in self._context.files]
+            loaded = await self._ask(frames.Loaded, LOAD_TIMEOUT_S, "load", kind=self._context.kind, files=files)
+        except (ReplDiedError, TimeoutError) as exc:
+            how = await self.close()
+            raise ReplBrokenError(f"the REPL did not start: {str(exc) or how}") from exc
+        except BaseException:
+            await self.close()
+            raise
+        self.context_description = loaded.description
+
+    async def _ask(self, kind: type[T], wait_s: float | None, op: str, /, **fields: object) -> T:
+        """Send a frame and wait for the one that answers it."""
+        process = self._process
+        self._reply = asyncio.get_running_loop().create_future()
+        if process is None or self._reading is None or self._reading.done():
+            raise ReplDiedError
+        async with asyncio.timeout(wait_s):
+            await process.write(frames.encode(self._nonce, op, **fields))
+            reply = await self._reply
+        if isinstance(reply, frames.LoadFailed):
+            raise InputError(f"cannot read the context: {reply.message}")
+        if not isinstance(reply, kind):
+            raise broken_protocol(f"it answered {op!r} with {type(reply).__name__}")
+        return reply
+
+    def _check(self, result: frames.CellResult) -> None:
+        """A cell can forge its result, but not one that costs more than a true one."""
+        room = 4 * self._limits.max_output_chars + MAX_ERROR_CHARS
+        late_chars = sum(len(late.stdout) + len(late.stderr) for late in result.late)
+        texts = (result.stdout, result.stderr, result.value, result.error or "")
+        if result.number != self._cells or max(*map(len, texts), late_chars) > room:
+            raise broken_protocol("no such result is possible")
+        if len(result.final or "") > MAX_ANSWER_CHARS:
+            raise broken_protocol("no such answer is possible")
+
+    async def _read_frames(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                header = await reader.readexactly(frames.HEADER_BYTES)
+                size = frames.body_bytes(self._nonce, header)
+                while self._calls and sum(self._calls.values()) + size > MAX_HELD_BYTES:
+                    await asyncio.wait(self._calls, return_when=asyncio.FIRST_COMPLETED)
+                frame = frames.decode(await reader.readexactly(size))
+                if isinstance(frame, frames.Call):
+                    task = asyncio.create_task(self._answer_call(frame))
+                    self._calls[task] = max(size, MIN_CALL_BYTES)
+                    task.add_done_callback(self._calls.pop)
+                else:
+                    self._settle(frame)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self._settle(ReplDiedError())
+        except ValueError as exc:
+            self._settle(broken_protocol(str(exc)))
+
+    async def _answer_call(self, call: frames.Call) -> None:
+        self._unanswered += 1
+        try:
+            outcomes = await self._answer(call)
+            data = frames.encode(self._nonce, "answer", id=call.id, outcomes=outcomes)
+        except Exception as exc:  # noqa: BLE001  # raised by `run`
+            self._settle(exc)
+            return
+        finally:
+            self._unanswered -= 1
+        if self._process is not None:
+            with contextlib.suppress(ReplDiedError):  # the reader of frames tells
+                await self._process.write(data)
+
+    def _settle(self, reply: frames.Frame | Exception) -> None:
+        if self._reply is None or self._reply.done():
+            return
+        if isinstance(reply, Exception):
+            self._reply.set_exception(reply)
+        else:
+            self._reply.set_result(reply)
+
+    async def _kill_when_stuck(self) -> None:
+        """The driver interrupts a cell at its limit; this is for a cell that will not be interrupted."""
+        left_s = self._limits.cell_timeout_s + self._limits.interrupt_grace_s
+        while left_s > 0:
+            await asyncio.sleep(WATCH_EVERY_S)
+            if self._unanswered == 0:
+                left_s -= WATCH_EVERY_S
+        limit = f"{self._limits.cell_timeout_s:g} s"
+        self._settle(ReplDiedError(f"the cell ignored the interrupt after {limit}; the REPL process was killed"))
+        if self._process is not None:
+            await self._process.close()
+
+
+def broken_protocol(reason: str) -> ReplDiedError:
+    """What is raised when the REPL sends what a driver does not: model-written code has got at the frames."""
+    return ReplDiedError(f"the REPL process broke its protocol and was killed: {reason}")

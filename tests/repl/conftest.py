@@ -1,0 +1,63 @@
+"""A REPL session to talk to step by step, so that a test reads as a transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlm.context import context_from_value
+from rlm.repl.frames import CellResult
+from rlm.repl.local import LocalReplLauncher
+from rlm.repl.session import ReplLimits, ReplSession
+
+
+async def shout(call):
+    """Sub-LLMs that give back the prompt in capitals; child runs that tell their context; a budget."""
+    match call.kind:
+        case "llm":
+            return [{"text": prompt.upper()} for prompt in call.items]
+        case "rlm":
+            return [{"text": f"{item.prompt} over {item.context!r}"} for item in call.items]
+        case "budget":
+            return [{"calls": 3, "usd": None}]
+
+
+class Repl:
+    def __init__(self, runner: asyncio.Runner, session: ReplSession) -> None:
+        self.runner = runner
+        self.session = session
+        self.description = session.context_description
+
+    def run(self, code: str) -> CellResult:
+        return self.runner.run(self.session.run(textwrap.dedent(code)))
+
+    def close(self) -> str:
+        return self.runner.run(self.session.close())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[object]:
+    """Starts REPLs: `start(context, answer=..., cell_timeout_s=...)`. All are closed at the end."""
+    opened: list[Repl] = []
+    with asyncio.Runner() as runner:
+
+        def start_one(context: object = "", answer=shout, launcher=None, **limits) -> Repl:
+            session = ReplSession(
+                launcher or LocalReplLauncher(), context_from_value(context, tmp_path), ReplLimits(**limits), answer
+            )
+            runner.run(session.__aenter__())
+            opened.append(Repl(runner, session))
+            return opened[-1]
+
+        yield start_one
+        for repl in opened:
+            repl.close()
+
+
+@pytest.fixture
+def repl(start) -> Repl:
+    return start()

@@ -1,0 +1,214 @@
+"""When the REPL process dies, or its code gets at the frames, the host is told so and goes on in a fresh one."""
+
+import asyncio
+import resource
+import textwrap
+import time
+
+import pytest
+
+from rlm.errors import InputError, ReplBrokenError, ReplDiedError
+from rlm.repl.frames import MAX_FRAME_BYTES
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("import os; os._exit(3)", "the REPL process ended: exit status 3$"),
+        ("import os; os._exit(0)", "the REPL process ended: exit status 0$"),
+        ("import os; os.kill(os.getpid(), 9)", "killed, perhaps because it ran out of memory$"),
+        ("import os; os.abort()", "ended by SIGABRT; Fatal Python error: Aborted$"),
+        ("import ctypes; ctypes.string_at(0)", "ended by SIGSEGV; Fatal Python error: Segmentation fault$"),
+        ("import os; os.closerange(0, 1000)", "exit status 70"),
+        ("import os; os.closerange(3, 1000); print('x')", "exit status 70"),
+        ("import os; os.killpg(0, 9)", "ended: killed, perhaps"),
+    ],
+)
+def test_a_death_is_told_and_the_next_cell_finds_a_fresh_process(start, code, how):
+    repl = start("the context", cell_timeout_s=5)
+    repl.run("x = 1")
+    with pytest.raises(ReplDiedError, match=how):
+        repl.run(code)
+    assert repl.run("'x' in globals(), context").value == "(False, 'the context')"
+
+
+def test_a_death_between_two_cells_is_told_with_the_next(start):
+    repl = start()
+    repl.run("import os, threading\nthreading.Timer(0.05, os._exit, [4]).start()")
+    with pytest.raises(ReplDiedError, match="exit status 4"):
+        [repl.run("") for _ in iter(int, 1)]
+    assert repl.run("1").value == "1"
+
+
+def test_too_much_memory_is_an_error_of_the_cell(start):
+    repl = start(memory_mib=512)
+    assert "MemoryError" in repl.run("x = 'x' * (1 << 30)").error
+    assert "MemoryError" in repl.run("x = []\nwhile True: x.append('x' * 1_000_000 + str(len(x)))").error
+    repl.run("del x")
+    assert repl.run("1 + 1").value == "2"
+
+
+def test_too_large_a_file_and_too_many_processes_are_errors_of_the_cell(start):
+    repl = start(file_mib=1, processes=64)
+    assert "File too large" in repl.run("with open('f', 'wb') as f: f.write(bytes(2 << 20))").error
+    assert repl.run("1 + 1").value == "2"
+
+
+FRAMES = """
+    import gc, json, os, time
+    channel = next(thing for thing in gc.get_objects() if type(thing).__name__ == "Channel")
+    def frame(**fields):
+        body = json.dumps(fields).encode()
+        return channel._nonce + len(body).to_bytes(4, "big") + body
+    def forge(data):
+        while data: data = data[os.write(channel._out, data):]
+    done = dict(op="done", number=1, stdout="", stderr="", value="", error=None, final=None, late=[])
+"""
+
+FORGED = {
+    "garbage": "forge(os.urandom(100_000))",
+    "another nonce": "forge(bytes(16) + frame(**done)[16:])",
+    "a huge header": "forge(channel._nonce + b'\\xff' * 4)",
+    "a header and then nothing": "forge(channel._nonce + (200 << 20).to_bytes(4, 'big')); time.sleep(60)",
+    "no JSON": "forge(channel._nonce + (5).to_bytes(4, 'big') + b'[[[[[')",
+    "deep JSON": "forge(channel._nonce + (10 ** 6).to_bytes(4, 'big') + b'[' * 10 ** 6)",
+    "an unknown frame": "forge(frame(op='evil'))",
+    "a lone surrogate": "forge(frame(**done | {'stdout': '\\ud800'}))",
+    "fields of other types": "forge(frame(**done | {'late': 5}))",
+    "an answer to nothing": "forge(frame(op='ready', pid=1))",
+    "another cell's result": "forge(frame(**done | {'number': 7}))",
+    "a huge output": "forge(frame(**done | {'number': 2, 'stdout': 'x' * 10_000_000}))",
+    "huge late output": "forge(frame(**done | dict(number=2, late=[dict(cell=1, stdout='x' * 50, stderr='')] * 5000)))",
+    "a huge answer": "forge(frame(**done | {'number': 2, 'final': 'x' * 10_000_001}))",
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_forged_frames_end_the_process_and_not_the_host(start, what):
+    repl = start("kept", cell_timeout_s=0.3, interrupt_grace_s=0.5)
+    repl.run(FRAMES)
+    before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    began = time.monotonic()
+    with pytest.raises(ReplDiedError):
+        [repl.run(code) for code in (FORGED[what], "1")]
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before_mib < 100
+    assert repl.run("context").value == "'kept'"
+
+
+def test_a_protocol_that_is_broken_is_told_as_such(start):
+    repl = start()
+    repl.run(FRAMES)
+    with pytest.raises(ReplDiedError, match="broke its protocol and was killed: not a frame of this session"):
+        repl.run("forge(os.urandom(100))")
+
+
+def test_a_flood_of_forged_frames_costs_no_memory(start):
+    repl = start(cell_timeout_s=1)
+    repl.run(FRAMES)
+    before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    with pytest.raises(ReplDiedError):
+        repl.run("flood = frame(op='loaded', description='x' * 100_000) * 10\nwhile True: forge(flood)")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before_mib < 100
+
+
+def test_a_flood_of_calls_is_held_back_until_they_are_answered(start):
+    most, now = 0, 0
+    gate = asyncio.Event()
+
+    async def answer(call):
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await gate.wait()
+        now -= 1
+        return [{"text": ""} for _ in call.items]
+
+    repl = start(answer=answer)
+    repl.run(FRAMES)
+
+    async def flood():
+        running = asyncio.create_task(
+            repl.session.run(
+                "for n in range(10_000): forge(frame(op='call', kind='llm', id=-1, items=['x'], model=None))"
+            )
+        )
+        last = -1
+        while most != last:  # until no more come in
+            last = most
+            await asyncio.sleep(0.3)
+        assert 1_000 < most < 10_000
+        gate.set()
+        return await running
+
+    assert repl.runner.run(flood()).error is None
+
+
+def test_a_forged_result_is_of_no_use_for_the_next_cell(start):
+    repl = start()
+    repl.run(FRAMES)
+    assert repl.run("forge(frame(**done | {'number': 2, 'final': 'lie'}))\ntime.sleep(0.1)").final == "lie"
+    with pytest.raises(ReplDiedError, match="no such result is possible"):
+        repl.run("'honest'")
+    assert repl.run("'honest'").value == "'honest'"
+
+
+def test_the_private_descriptor_is_of_no_use_to_subprocesses(repl):
+    result = repl.run("""
+        import subprocess, sys
+        subprocess.run([sys.executable, "-c", "import os; print(sorted(os.listdir('/proc/self/fd'), key=int)[:4])"],
+                       close_fds=False, check=True)
+    """)
+    assert result.stdout == "['0', '1', '2', '3']\n"
+
+
+def test_a_context_that_cannot_be_read_is_bad_input(start, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text('{"a": ')
+    with pytest.raises(InputError, match=r"cannot read the context: bad.json is not valid JSON: Expecting value"):
+        start(path)
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"a": 1}\n\n{"b"\n')
+    with pytest.raises(InputError, match=r"bad.jsonl is not valid JSONL in line 3: "):
+        start(path)
+
+
+def test_a_driver_that_does_not_come_up_is_told(start, tmp_path):
+    class Launcher:
+        async def start(self):
+            from rlm.repl.local import LocalReplProcess
+
+            folder = tmp_path / "scratch"
+            folder.mkdir()
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(
+                "sh",
+                "-c",
+                "echo no such image >&2; exit 9",
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+            )
+            return LocalReplProcess(process, folder)
+
+    with pytest.raises(ReplBrokenError, match="the REPL did not start: exit status 9; no such image"):
+        start(launcher=Launcher())
+
+
+def test_limits_reach_the_process(start):
+    repl = start("x" * 1000, memory_mib=1000, processes=77, file_mib=5)
+    result = repl.run(
+        textwrap.dedent("""
+        import resource
+        [resource.getrlimit(r)[0] for r in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)]
+    """)
+    )
+    assert result.value == f"[{(1000 << 20) + 4000}, {5 << 20}, 0]"
+    assert int(repl.run("resource.getrlimit(resource.RLIMIT_NPROC)[0]").value) >= 77
+
+
+def test_the_host_takes_what_the_driver_may_send():
+    from sandbox_image.channel import MAX_FRAME_BYTES as MAX_SENT_BYTES
+
+    assert MAX_SENT_BYTES < MAX_FRAME_BYTES

@@ -1,0 +1,171 @@
+"""What a user names or hands over becomes files, and is refused with a clear word when it cannot."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlm.context import Context, context_from_paths, context_from_value
+from rlm.errors import InputError
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def docs(tmp_path):
+    folder = tmp_path / "docs"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / "b.txt").write_text("b")
+    (folder / "a.md").write_text("a")
+    (folder / "deep" / "er" / "c").write_text("c")
+    (folder / ".git" / "config").write_text("hidden")
+    (folder / ".env").write_text("hidden")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.txt", "text"),
+        ("a", "text"),
+        ("a.json", "json"),
+        ("a.JSON", "json"),
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson", "jsonl"),
+    ],
+)
+def test_one_file_is_read_by_its_suffix(tmp_path, scratch, name, kind):
+    (tmp_path / name).write_text("x")
+    context = context_from_paths([str(tmp_path / name)], scratch)
+    assert context == Context(kind=kind, files=((name, tmp_path / name),))
+    assert context.size_bytes == 1
+
+
+def test_a_folder_is_its_text_files_by_relative_name(docs, scratch):
+    context = context_from_paths([str(docs)], scratch)
+    assert context.kind == "files"
+    assert [name for name, _ in context.files] == ["a.md", "b.txt", "deep/er/c"]
+    assert context.skipped == ("picture.png",)
+
+
+def test_several_names_are_told_apart_by_their_paths(docs, scratch, monkeypatch):
+    monkeypatch.chdir(docs.parent)
+    Path("a.json").write_text("{}")
+    context = context_from_paths(["a.json", "docs/deep", "docs/b.txt", "docs/picture.png"], scratch)
+    assert context.kind == "files"
+    assert [name for name, _ in context.files] == ["a.json", "docs/deep/er/c", "docs/b.txt", "docs/picture.png"]
+    assert all(path.is_absolute() for _, path in context.files)
+
+
+def test_a_name_given_twice_counts_once(docs, scratch):
+    name = str(docs / "a.md")
+    assert context_from_paths([name, name], scratch).files == ((name, docs / "a.md"),)
+
+
+def test_a_folder_with_one_file_is_still_a_dict(tmp_path, scratch):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "a.json").write_text("{}")
+    assert context_from_paths([str(folder)], scratch).kind == "files"
+
+
+def test_standard_input_is_kept_byte_by_byte(scratch, monkeypatch):
+    data = b"a\r\n\0\xff"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    context = context_from_paths(["-"], scratch)
+    ((name, path),) = context.files
+    assert (context.kind, name, path.read_bytes()) == ("text", "stdin", data)
+
+
+def test_standard_input_goes_with_files(docs, scratch, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"typed")))
+    context = context_from_paths([str(docs / "a.md"), "-"], scratch)
+    assert context.kind == "files"
+    assert [(name, path.read_bytes()) for name, path in context.files] == [
+        (str(docs / "a.md"), b"a"),
+        ("stdin", b"typed"),
+    ]
+
+
+def test_a_pipe_is_read_to_its_end(scratch):
+    with subprocess.Popen(["sh", "-c", "echo one; echo two"], stdout=subprocess.PIPE) as writer:
+        context = context_from_paths([f"/dev/fd/{writer.stdout.fileno()}"], scratch)
+    assert context.files[0][1].read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["missing.txt"], "cannot read missing.txt: No such file or directory"),
+        (["docs/a.md", "gone/b"], "cannot read gone/b: No such file"),
+        (["docs/.git/nothing"], "cannot read docs/.git/nothing"),
+        (["a\0b"], "cannot read a\0b: embedded null byte"),
+        (["empty"], "there is no text in empty: name a file, or a folder with text files"),
+        (["-", "-"], "standard input .* once only"),
+        (["-", "stdin"], "name the file of that name ./stdin"),
+    ],
+)
+def test_what_cannot_be_read_is_bad_input(docs, scratch, monkeypatch, names, message):
+    monkeypatch.chdir(docs.parent)
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match=message):
+        context_from_paths(names, scratch)
+
+
+def test_a_file_that_vanishes_is_bad_input(tmp_path, scratch):
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    context = context_from_paths([str(path)], scratch)
+    path.unlink()
+    with pytest.raises(InputError, match=r"cannot read .*a.txt: No such file"):
+        _ = context.size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "a\r\nb\rc\n\0", "é😀", "\udcff", "x" * 3_000_000])
+def test_a_str_is_written_exactly(scratch, text):
+    context = context_from_value(text, scratch)
+    assert context.kind == "text"
+    assert context.files[0][1].read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
+def test_a_str_that_utf8_cannot_hold_travels_as_json(scratch):
+    context = context_from_value("a\ud800", scratch)
+    assert (context.kind, context.files[0][1].read_text()) == ("json", r'"a\ud800"')
+    assert len(list(scratch.iterdir())) == 1
+
+
+def test_values_travel_as_json_and_paths_as_files(docs, scratch):
+    assert context_from_value([1, {"a": None}], scratch).kind == "json"
+    assert context_from_value(docs, scratch).kind == "files"
+    assert context_from_value(docs / "a.md", scratch).files == (("a.md", docs / "a.md"),)
+    ready = Context(kind="text", files=())
+    assert context_from_value(ready, scratch) is ready
+
+
+def test_two_values_in_one_folder_do_not_meet(scratch):
+    one, other = context_from_value("one", scratch), context_from_value("other", scratch)
+    assert [context.files[0][1].read_text() for context in (one, other)] == ["one", "other"]
+
+
+def a_ring():
+    ring = []
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, {"a": b"x"}, {(1, 2): 3}, a_ring()])
+def test_what_is_no_json_is_bad_input(scratch, value):
+    with pytest.raises(InputError, match="the context must be a str, a Path or a JSON value"):
+        context_from_value(value, scratch)
