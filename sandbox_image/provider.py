@@ -103,7 +103,7 @@ def read_completion(content: bytes) -> ProviderAnswer:
 def provider_failed(exc: openai.OpenAIError) -> ProviderFailedError:
     """Sort an error of the SDK into one of our kinds, with the provider's words."""
     if not isinstance(exc, openai.APIStatusError):  # timeouts, dropped connections
-        return ProviderFailedError("transient", one_line(f"{exc} {exc.__cause__ or ''}"))
+        return ProviderFailedError("transient", one_line(str(exc.__cause__ or "") or exc))
     words = one_line(exc.body.get("message") if isinstance(exc.body, dict) else None or exc.message)
     return ProviderFailedError(_kind_of(exc, words), words, retry_after_s(exc.response.headers))
 

@@ -1,0 +1,95 @@
+"""What a run is told: frozen, keyword-only, checked when it is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from urllib.parse import urlsplit
+
+from rlm.errors import InputError
+from rlm.repl.session import ReplLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a run, with all its child runs, may spend. None is without limit."""
+
+    max_calls: int | None = None
+    """Sub-LLM calls."""
+    max_tokens: int | None = None
+    """Tokens, in and out, of the root LM and the sub-LLMs together."""
+    max_usd: float | None = None
+    """US dollars. Needs a known price for every model of the run."""
+    timeout_s: float | None = None
+    """Seconds from the start of the run."""
+    max_depth: int = 1
+    """How deep child runs (rlm_query) may nest; at 0 they are plain sub-LLM calls."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and value < 0:
+                raise InputError(f"{item.name} must not be negative: {value:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """How a question is answered."""
+
+    model: str = "gpt-5"
+    """The root LM."""
+    recursive_model: str = "gpt-5-nano"
+    """The sub-LLM, and the root LM of child runs."""
+    max_iterations: int = 10
+    """Replies of the root LM before it is asked for its last word."""
+    pool_size: int = 4
+    """Workers at the most."""
+    force_parallel: bool = False
+    """Make the root LM chunk the context and use parallel_llm_query for every sub-call."""
+    sub_llm_chars: int = 200_000
+    """Characters that a sub-LLM takes in one prompt, as told to the root LM."""
+    limits: Limits = field(default_factory=Limits)
+    repl: ReplLimits = field(default_factory=ReplLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("max_iterations", "pool_size", "sub_llm_chars"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"{name} must be 1 or more: {value}")
+        for name in ("cell_timeout_s", "max_output_chars"):
+            if (value := getattr(self.repl, name)) <= 0:
+                raise InputError(f"{name} must be more than 0: {value:g}")
+        for name in ("model", "recursive_model"):
+            if not getattr(self, name).strip():
+                raise InputError(f"{name} must name a model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """Who answers: the key, and the base URL of an OpenAI-compatible API (None is OpenAI's own)."""
+
+    api_key: str = field(repr=False)
+    base_url: str | None = None
+    scripted: bool = False
+    """Whether this is our own offline model, so that nobody takes its answers for an LLM's."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Provider:
+        """The provider that OPENAI_API_KEY and OPENAI_BASE_URL name. A server of one's own may want no key.
+
+        Raises: InputError when there is neither, or the URL is none.
+        """
+        api_key = environment.get("OPENAI_API_KEY", "").strip()
+        base_url = environment.get("OPENAI_BASE_URL", "").strip() or None
+        if base_url is not None and (
+            urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).netloc
+        ):
+            raise InputError(f"OPENAI_BASE_URL is not an http(s) URL: {base_url}")
+        if not api_key and base_url is None:
+            raise InputError("there is no OPENAI_API_KEY: set it, name a file with --env-file, or try --offline")
+        return cls(api_key=api_key or "none", base_url=base_url)
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which `from_environment` makes the same again, for a worker."""
+        base_url = {} if self.base_url is None else {"OPENAI_BASE_URL": self.base_url}
+        return {"OPENAI_API_KEY": self.api_key, **base_url}

@@ -1,0 +1,101 @@
+"""What the root LM is told between its replies."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from rlm.repl.frames import CellResult
+
+AFTER_OUTPUT = (
+    "If this output shows the answer, reply with one ```python block that calls `FINAL` with the answer. If not, it is "
+    "still to be found: reply with one ```python block that takes the next step, like a simpler search of `context` "
+    "(for one word at a time), and prints what it finds."
+)
+AFTER_ERROR = "The cell failed. Reply with one ```python block that does it in another way."
+NUDGE = (
+    "Your reply held no ```python block, so nothing was run. Reply with one ```python block and nothing else: code "
+    "that looks for the answer in `context` and prints what it finds, or `FINAL(...)` with the answer, if an output "
+    "has shown it."
+)
+UNCLOSED_FINAL = (
+    "Your FINAL( has no closing parenthesis, so it was not taken as an answer. Reply with one ```python block that "
+    "calls `FINAL` with the answer, and nothing else."
+)
+PREMATURE_FINAL = (
+    "Your FINAL(...) was written before you had seen this output, so it was not taken as your answer. If the output "
+    "confirms it, reply with FINAL(...) alone; if not, reply with one ```python block that goes on."
+)
+REPEATED = (
+    "You have sent this same reply before, and it will not lead further. Reply with one ```python block that is "
+    "different: `FINAL(...)` with the answer, if an output has shown it; if not, another way to look for it."
+)
+LAST_REQUEST = (
+    "This is the last request: the run ends here ({reason}). Give your best answer from what you have seen, now, as "
+    "FINAL(answer) and nothing else."
+)
+NOT_RUN = "The {count} later cell(s) of your reply were not run."
+
+_UNKNOWN_NAME = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTILINE)
+_SHOUTED = ("FINAL", "FINAL_VAR", "SHOW_VARS")
+
+
+def cell_report(number: int, result: CellResult) -> str:
+    """What cell `number` of a reply did."""
+    parts = [f"Output of cell {number}:"]
+    for late in result.late:
+        text = (late.stdout + late.stderr).rstrip()
+        parts.append(f"[printed by what cell {late.cell} of this REPL left running]\n{text}")
+    if result.stdout:
+        parts.append(result.stdout.rstrip("\n"))
+    if result.stderr:
+        parts.append(f"[stderr]\n{result.stderr.rstrip()}")
+    if result.value:
+        parts.append(f"[value] {result.value}" if result.stdout else result.value)
+    if result.error:
+        parts.append(result.error)
+        parts += _hints(result.error)
+    if len(parts) == 1:
+        parts.append("(nothing was printed; use print to see values)")
+    return "\n".join(parts)
+
+
+def _hints(error: str) -> list[str]:
+    """How to put right a name that is not known, where that can be told."""
+    found = _UNKNOWN_NAME.search(error)
+    name = found[1] if found else ""
+    if name in sys.stdlib_module_names:
+        return [f"(`{name}` is a module: write `import {name}` first)"]
+    if name.upper() in _SHOUTED:
+        return [f"(it is written in capitals: `{name.upper()}`)"]
+    if name in ("python", "repl"):
+        return [f"(`{name}` belongs right behind the three backquotes, and nowhere else)"]
+    return []
+
+
+def death_report(number: int, how: str) -> str:
+    """A cell took the REPL with it."""
+    return (
+        f"Cell {number} ended the whole REPL: {how}. A fresh REPL has started: `context` is loaded again, all other "
+        "variables are gone. Avoid what that cell did."
+    )
+
+
+def budget_line(left: Mapping[str, float | None], iterations_left: int) -> str:
+    """What is left, in a sentence; without limit is not mentioned."""
+    units = {
+        "calls": "{:,.0f} sub-LLM calls",
+        "tokens": "{:,.0f} tokens",
+        "usd": "${:.2f}",
+        "seconds": "{:.0f} seconds",
+    }
+    parts = [f"{iterations_left} replies"]
+    parts += [units[kind].format(amount) for kind, amount in left.items() if amount is not None]
+    return f"[Left: {', '.join(parts)}.]"
+
+
+def shorten(contents: Sequence[str], keep_chars: int) -> list[str]:
+    """Old messages cut to their head and tail, `keep_chars` in all for each."""
+    half = keep_chars // 2
+    return [text if len(text) <= keep_chars else f"{text[:half]}\n[... cut ...]\n{text[-half:]}" for text in contents]
