@@ -1,0 +1,1 @@
+"""What people and CI measure: the haystack, and how fast the machinery is."""

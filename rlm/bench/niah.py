@@ -1,0 +1,48 @@
+"""The needle in a haystack: lines of random words with a magic number somewhere in the middle."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+WORDS = ("blah", "random", "text", "data", "content", "information", "sample")
+WORDS_PER_LINE = (3, 8)
+QUESTION = "What is the magic number? Answer with the number alone."
+NEEDLE = "The magic number is {number}"
+DIFFERENT_LINES = 4_096
+LINES_AT_ONCE = 65_536
+_NUMBER = re.compile(r"(?<!\d)\d{7}(?!\d)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haystack:
+    """A haystack on disk, and what is to be found in it."""
+
+    path: Path
+    question: str
+    expected: str
+
+
+def make_haystack(path: Path, *, num_lines: int, seed: int) -> Haystack:
+    """Write `num_lines` lines to `path`, the needle in the middle fifth of them. The same seed gives the same bytes.
+
+    Memory does not grow with the number of lines.
+    """
+    rng = random.Random(seed)
+    number = str(rng.randint(1_000_000, 9_999_999))
+    needle_at = rng.randint(num_lines * 2 // 5, max(num_lines * 2 // 5, num_lines * 3 // 5 - 1))
+    lines = [" ".join(rng.choices(WORDS, k=rng.randint(*WORDS_PER_LINE))) for _ in range(DIFFERENT_LINES)]
+    with path.open("w", encoding="ascii", newline="\n") as file:
+        for start in range(0, num_lines, LINES_AT_ONCE):
+            some = rng.choices(lines, k=min(LINES_AT_ONCE, num_lines - start))
+            if start <= needle_at < start + len(some):
+                some[needle_at - start] = NEEDLE.format(number=number)
+            file.write("\n".join(some) + "\n")
+    return Haystack(path=path, question=QUESTION, expected=number)
+
+
+def matches(answer: str | None, expected: str) -> bool:
+    """Whether the answer names the expected number and no other of its length."""
+    return set(_NUMBER.findall(answer or "")) == {expected}

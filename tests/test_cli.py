@@ -1,0 +1,336 @@
+"""The command line as a user meets it: whole processes, pipes and a terminal, Ctrl-C, what is wrong with the input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlm.offline.server import Fault, OfflineSettings, serve_offline
+from tests.conftest import cell
+from tests.workers.support import worker_pids
+
+RLM = (sys.executable, "-m", "rlm")
+
+
+def rlm(*arguments, env=None, **options):
+    return subprocess.run(
+        [*RLM, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        check=False,
+        **{"input": "", **options},
+    )
+
+
+@pytest.fixture
+def provider():
+    """Serves a scripted model; gives the environment that names it."""
+    open_now = []
+
+    def serve(*replies, **settings):
+        serving = serve_offline(OfflineSettings(script=replies or None, **settings))
+        server = serving.__enter__()
+        open_now.append(serving)
+        return server, {"OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": server.base_url}
+
+    yield serve
+    for serving in open_now:
+        serving.__exit__(None, None, None)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "lease.txt"
+    path.write_text("It begins in March.\nThe lease was signed by Ada Lovelace.\nIt ends in May.\n")
+    return path
+
+
+class TestNiah:
+    def test_offline_it_finds_the_needle_and_says_that_the_model_is_scripted(self):
+        done = rlm("niah", "--num-lines", 2000, "--seed", 5)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        expected = lines[1].removeprefix("Expected: ")
+        assert lines[0] == f"Result: {expected}"
+        assert lines[2] == "Match: True"
+        assert re.fullmatch(r"Summary: [\d.]+ s, \d+ iterations, \d+ sub-calls, .*\$0\.0000, seed 5", lines[3])
+        assert "scripted model" in done.stderr
+
+    def test_json_is_one_object_on_stdout(self):
+        done = rlm("niah", "--num-lines", 500, "--seed", 5, "--json")
+        report = json.loads(done.stdout)
+        assert report["match"] is True
+        assert report["answer"] == report["expected"]
+        assert report["scripted"] is True
+        assert report["stopped_by"] == "answer"
+        assert report["usage"]["scripted-sub"]["calls"] == report["sub_calls"] > 0
+
+    def test_the_same_seed_gives_the_same_needle(self):
+        first, second = (json.loads(rlm("niah", "--num-lines", 50, "--seed", 9, "--json").stdout) for _ in range(2))
+        assert first["expected"] == second["expected"]
+
+    def test_without_a_seed_the_one_taken_is_told(self):
+        assert re.search(r"seed \d+$", rlm("niah", "--num-lines", 50).stdout.strip())
+
+    def test_a_provider_of_the_environment_is_asked(self, provider):
+        server, env = provider("FINAL(wrong)")
+        done = rlm("niah", "--num-lines", 50, env=env)
+        assert (done.returncode, "Match: False" in done.stdout) == (0, True)
+        assert server.stats().root_requests == 1
+        assert "scripted" not in done.stderr
+
+    def test_it_is_the_same_as_the_console_script(self):
+        script = os.path.join(os.path.dirname(sys.executable), "rlm")  # noqa: PTH118, PTH120
+        done = subprocess.run([script, "niah", "--num-lines", "50"], capture_output=True, text=True, check=False)
+        assert "Match: True" in done.stdout
+
+
+class TestAsk:
+    def test_offline_it_prints_the_answer_alone_on_stdout(self, text):
+        done = rlm("ask", "Who signed the lease?", "--context", text, "--offline")
+        assert (done.returncode, done.stdout) == (0, "The lease was signed by Ada Lovelace.\n")
+
+    def test_without_a_key_it_is_a_clear_error(self, text):
+        done = rlm("ask", "Who?", "--context", text)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            "rlm: there is no OPENAI_API_KEY: set it, name a file with --env-file, or try --offline\n"
+        )
+
+    def test_a_key_may_come_from_a_file(self, text, provider, tmp_path):
+        server, env = provider("FINAL(from the file)", api_key="file-key")
+        file = tmp_path / ".env"
+        file.write_text(f'OPENAI_API_KEY="file-key"\nOPENAI_BASE_URL={env["OPENAI_BASE_URL"]}\n')
+        assert rlm("ask", "Q?", "--context", text, "--env-file", file).stdout == "from the file\n"
+        assert server.stats().answered == 1
+
+    def test_standard_input_is_a_context(self, provider):
+        _, env = provider(cell("FINAL(ascii(context))"))
+        done = rlm("ask", "Q?", "--context", "-", env=env, input="piped\n")
+        assert done.stdout == "'piped\\n'\n"
+
+    def test_several_files_are_a_dict_of_name_to_text(self, provider, text, tmp_path):
+        (tmp_path / "b.json").write_text("[1]")
+        _, env = provider(cell("FINAL(sorted((name[-5:], type(v).__name__) for name, v in context.items()))"))
+        done = rlm("ask", "Q?", "--context", text, "--context", tmp_path / "b.json", env=env)
+        assert done.stdout == "[('.json', 'str'), ('e.txt', 'str')]\n"
+
+    def test_an_answer_cut_short_by_a_limit_exits_0_and_says_so(self, provider, text):
+        _, env = provider(cell("print(1)"), "FINAL(early)")
+        done = rlm("ask", "Q?", "--context", text, "--max-iterations", 1, "--json", env=env)
+        assert (done.returncode, json.loads(done.stdout)["stopped_by"]) == (0, "iterations")
+
+    def test_no_answer_exits_3(self, provider, text):
+        _, env = provider(cell("print(1)"), "")
+        done = rlm("ask", "Q?", "--context", text, "--max-iterations", 1, "--json", env=env)
+        assert (done.returncode, json.loads(done.stdout)["answer"]) == (3, None)
+
+    def test_the_log_holds_every_event_of_the_run(self, provider, text, tmp_path):
+        _, env = provider(cell("print(llm_query('a'))"), "FINAL(1)")
+        rlm("ask", "Q?", "--context", text, "--log", tmp_path / "run.jsonl", env=env)
+        rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+        assert [row["event"] for row in rows] == [
+            *("run_started", "root_replied", "cell_started", "sub_calls_started", "sub_call_finished", "spent"),
+            *("cell_finished", "root_replied", "run_finished"),
+        ]
+        assert rows[-1]["answer"] == "1"
+        assert len({row["run_id"] for row in rows}) == 1
+
+    def test_the_log_keeps_what_was_done_when_the_provider_gives_up(self, provider, text, tmp_path):
+        # The fault is for the second request: only that one holds the cell's output.
+        _, env = provider(cell("print('o' + 'nce')"), "FINAL(1)", faults=(Fault(match="once", status=400),))
+        done = rlm("ask", "Q?", "--context", text, "--log", tmp_path / "run.jsonl", env=env)
+        assert done.returncode == 3
+        rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+        assert rows[-1]["event"] == "run_failed"
+        assert any(row["event"] == "cell_finished" for row in rows)
+
+    def test_piped_progress_is_plain_lines(self, text):
+        done = rlm("ask", "Who signed the lease?", "--context", text, "--offline")
+        assert "\x1b" not in done.stderr
+        assert re.search(r"\[ +[\d.]+ s\] iteration 2/10", done.stderr)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "status", "words"),
+        [
+            (("ask", "Q?", "--context", "no-such-file", "--offline"), 2, "cannot read no-such-file: No such file"),
+            (("ask", " ", "--context", __file__, "--offline"), 2, "the question is empty"),
+            (("ask", "Q?", "--context", __file__, "--offline", "--max-iterations", -1), 2, "max_iterations must be 1"),
+            (("ask", "Q?", "--context", __file__, "--offline", "--pool-size", 0), 2, "pool_size must be 1 or more"),
+            (("ask", "Q?", "--context", __file__, "--offline", "--max-usd", -2), 2, "max_usd must not be negative: -2"),
+            (
+                ("ask", "Q?", "--context", __file__, "--offline", "--cell-timeout-s", 0),
+                2,
+                "cell_timeout_s must be more",
+            ),
+            (("ask", "Q?", "--context", __file__, "--offline", "--log", "/no/such/log"), 2, "cannot write the log"),
+            (("ask", "Q?", "--context", __file__, "--env-file", "/no/such/env"), 2, "cannot read /no/such/env"),
+            (("ask", "Q?", "--offline"), 2, "Missing option '--context'"),
+            (("niah", "--num-lines", 0), 2, "--num-lines must be 1 or more: 0"),
+            (("niah", "--num-lines", "many"), 2, "'many' is not a valid integer"),
+            (("offline-llm", "--error-rate", 7), 2, "error rate go from 0 to 1"),
+            (("nonsense",), 2, "No such command 'nonsense'"),
+        ],
+    )
+    def test_it_is_one_clear_line_and_a_status(self, arguments, status, words):
+        done = rlm(*arguments)
+        assert done.returncode == status
+        assert words in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+    def test_json_that_is_none_is_named(self, tmp_path):
+        (tmp_path / "data.json").write_text("{not json")
+        done = rlm("ask", "Q?", "--context", tmp_path / "data.json", "--offline")
+        assert done.returncode == 2
+        assert "data.json is not valid JSON" in done.stderr.splitlines()[-1]
+
+    def test_an_empty_folder_is_named(self, tmp_path):
+        done = rlm("ask", "Q?", "--context", tmp_path, "--offline")
+        assert done.returncode == 2
+        assert f"there is no text in {tmp_path}" in done.stderr.splitlines()[-1]
+
+    def test_the_wrong_key(self, text, provider):
+        _, env = provider("FINAL(1)", api_key="another")
+        done = rlm("ask", "Q?", "--context", text, env=env)
+        assert done.returncode == 3
+        assert "does not accept the API key" in done.stderr.splitlines()[-1]
+
+    def test_a_model_the_provider_does_not_have(self, text, provider):
+        _, env = provider("FINAL(1)", models=("other",))
+        done = rlm("ask", "Q?", "--context", text, "--model", "missing", env=env)
+        assert done.returncode == 3
+        assert "has no model 'missing'" in done.stderr.splitlines()[-1]
+
+    def test_a_base_url_that_nobody_answers(self, text):
+        done = rlm("ask", "Q?", "--context", text, env={"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"})
+        assert done.returncode == 3
+        assert "gave no answer: Cannot connect to host 127.0.0.1:1" in done.stderr.splitlines()[-1]
+
+    def test_a_base_url_that_is_none(self, text):
+        done = rlm("ask", "Q?", "--context", text, env={"OPENAI_BASE_URL": "nonsense"})
+        assert done.returncode == 2
+        assert "OPENAI_BASE_URL is not an http(s) URL" in done.stderr
+
+
+class TestInterrupts:
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+    def test_in_the_middle_of_sub_calls_everything_is_ended(self, sent, text, provider):
+        hang = Fault(match="hang", hang_s=60, times=99)
+        server, env = provider(cell("parallel_llm_query(['h' + 'ang'] * 30)"), faults=(hang,))
+        running = subprocess.Popen(
+            [*RLM, "ask", "Q?", "--context", str(text)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+        while server.stats().in_flight < 2:
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(sent)
+        _, stderr = running.communicate(timeout=15)
+        assert running.returncode == 130
+        assert stderr.splitlines()[-1] == "rlm: interrupted"
+        assert worker_pids() == []
+
+    def test_in_the_middle_of_a_cell_everything_is_ended(self, text, provider, tmp_path):
+        _, env = provider(cell("open(1, 'w').write('x'); import time; time.sleep(60)"))
+        log = tmp_path / "log"
+        running = subprocess.Popen(
+            [*RLM, "ask", "Q?", "--context", str(text), "--log", str(log)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+        while not log.exists() or "cell_started" not in log.read_text():
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=15)
+        assert running.returncode == 130
+        assert json.loads(log.read_text().splitlines()[-1])["event"] == "run_failed"
+
+
+class TestTheTerminal:
+    def test_it_shows_cells_output_and_figures_and_leaves_the_answer(self, text):
+        shown, status = on_a_terminal("ask", "Who signed the lease?", "--context", text, "--offline")
+        assert status == 0
+        for words in ("iteration 1", "parallel_llm_query", "sub-calls", "tokens", "\x1b["):
+            assert words in shown
+        assert shown.rstrip().endswith("The lease was signed by Ada Lovelace.")
+
+    def test_what_a_cell_prints_cannot_drive_it(self, text, provider):
+        _, env = provider(cell("print('\\x1b]0;owned\\x07')\nFINAL('\\x1b[2Jgone')"))
+        shown, _ = on_a_terminal("ask", "Q?", "--context", text, env=env)
+        assert "\x1b]0;" not in shown
+        assert "\x1b[2J" not in shown
+        assert "\\x1b[2Jgone" in shown
+
+
+def on_a_terminal(*arguments, env=None):
+    """What the program writes when its three streams are a terminal, and its exit status."""
+    child, master = pty.fork()
+    if child == 0:
+        os.execve(
+            RLM[0], [*RLM, *map(str, arguments)], {**os.environ, **(env or {}), "TERM": "xterm", "COLUMNS": "120"}
+        )
+    shown = bytearray()
+    while select.select([master], [], [], 15)[0]:
+        try:
+            shown += os.read(master, 65536)
+        except OSError:  # the program has ended
+            break
+    os.close(master)
+    return shown.decode(errors="replace"), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class TestOfflineLlm:
+    def test_it_serves_until_it_is_interrupted(self):
+        running = subprocess.Popen(
+            [*RLM, "offline-llm", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        base_url = running.stdout.readline().strip().removeprefix("OPENAI_BASE_URL=")
+        done = rlm("niah", "--num-lines", 100, env={"OPENAI_BASE_URL": base_url})
+        running.send_signal(signal.SIGINT)
+        _, stderr = running.communicate(timeout=10)
+        assert "Match: True" in done.stdout
+        assert "scripted model" in stderr
+        assert "Traceback" not in stderr
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", [(), ("ask",), ("niah",), ("bench",), ("offline-llm",)])
+    def test_it_is_there_for_every_command(self, command):
+        done = rlm(*command, "--help")
+        assert done.returncode == 0
+        assert done.stdout.startswith("Usage: ")
+
+    def test_it_names_every_option_of_the_readme(self):
+        shown = rlm("niah", "--help").stdout
+        for option in (
+            "--mode",
+            "--num-lines",
+            "--model",
+            "--recursive-model",
+            "--max-iterations",
+            "--pool-size",
+            "--force-parallel",
+            "--env-file",
+            "--seed",
+            "--cell-timeout-s",
+            "--json",
+            "--log",
+        ):
+            assert option in shown
