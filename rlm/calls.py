@@ -145,4 +145,4 @@ async def ask_one(question: ChildQuestion, ask: AskChild) -> Outcome:
 
 def as_prompt(question: ChildQuestion) -> str:
     """A child's question as one prompt, where there may be no child."""
-    return question.prompt if question.context is None else f"{question.prompt}\n\n{question.context}"
+    return question.prompt if question.context in ("", "null") else f"{question.prompt}\n\n{question.context}"

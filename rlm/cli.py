@@ -134,18 +134,15 @@ def ask(question: str, contexts: tuple[str, ...], as_json: bool, **options: Any)
     One file is given to the root LM as its text (a .json or .jsonl file as its value); a folder or several
     files as a dict of name to text.
     """
-    import tempfile
+    from rlm import report
+    from rlm.running import answer_question
+    from rlm.runs.request import Paths
 
-    from rlm.context import context_from_paths
-    from rlm.running import answer_question, report_json, summary
-
-    with tempfile.TemporaryDirectory(prefix="rlm-") as folder:
-        context = context_from_paths(contexts, Path(folder))
-        result, scripted = answer_question(question, context, **options)
+    result = answer_question(question, Paths(contexts), **options)
     if as_json:
-        click.echo(json.dumps(report_json(result, scripted=scripted)))
+        click.echo(json.dumps(report.as_json(result)))
     else:
-        click.echo(summary(result), err=True)
+        click.echo(report.summary(result), err=True)
         if result.answer is not None:
             click.echo(for_terminal(result.answer))
     finish(result)
@@ -161,30 +158,23 @@ def niah(num_lines: int, seed: int | None, as_json: bool, offline: bool, **optio
     Without OPENAI_API_KEY and OPENAI_BASE_URL the scripted model answers, as with --offline.
     """
     import random
-    import tempfile
 
-    from rlm.bench.niah import make_haystack, matches
-    from rlm.context import context_from_paths
+    from rlm import report
+    from rlm.bench.niah import QUESTION, expected_number
     from rlm.errors import InputError
-    from rlm.running import answer_question, has_provider, report_json, summary
+    from rlm.running import answer_question, has_provider
+    from rlm.runs.request import HaystackLines
 
     if num_lines < 1:
         raise InputError(f"--num-lines must be 1 or more: {num_lines}")
     seed = random.randrange(2**32) if seed is None else seed
-    offline = offline or not has_provider(options["env_file"])
-    with tempfile.TemporaryDirectory(prefix="rlm-") as folder:
-        haystack = make_haystack(Path(folder) / "haystack.txt", num_lines=num_lines, seed=seed)
-        context = context_from_paths([str(haystack.path)], Path(folder))
-        result, scripted = answer_question(haystack.question, context, offline=offline, **options)
-    match = matches(result.answer, haystack.expected)
+    offline = offline or (options["mode"] == "local" and not has_provider(options["env_file"]))
+    result = answer_question(QUESTION, HaystackLines(num_lines, seed), offline=offline, **options)
+    expected = expected_number(seed)
     if as_json:
-        report = report_json(result, scripted=scripted)
-        click.echo(json.dumps({**report, "expected": haystack.expected, "match": match, "seed": seed}))
+        click.echo(json.dumps(report.niah_as_json(result, expected=expected, seed=seed)))
     else:
-        click.echo(f"Result: {for_terminal(result.answer or '(no answer)')}")
-        click.echo(f"Expected: {haystack.expected}")
-        click.echo(f"Match: {match}")
-        click.echo(f"Summary: {summary(result)}, seed {seed}")
+        click.echo(for_terminal(report.niah_lines(result, expected=expected, seed=seed)))
     finish(result)
 
 

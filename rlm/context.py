@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -80,6 +81,18 @@ def context_from_paths(names: Sequence[str], scratch: Path) -> Context:
     return Context(kind="files", files=tuple(files.items()), skipped=tuple(skipped))
 
 
+def context_from_text(text: str, kind: Kind, scratch: Path) -> Context:
+    """The context that is one text, to be read as `kind`, written to `scratch`.
+
+    Raises: UnicodeEncodeError when it holds lone surrogates that stand for no byte.
+    """
+    path = _new_file(scratch)
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for start in range(0, len(text), CHUNK_CHARS):  # so that it is not encoded whole
+            file.write(text[start : start + CHUNK_CHARS])
+    return Context(kind=kind, files=(("context", path),))
+
+
 def context_from_value(value: object, scratch: Path) -> Context:
     """The context that a Python value makes, written to `scratch`. A Path is a file or a folder.
 
@@ -90,14 +103,8 @@ def context_from_value(value: object, scratch: Path) -> Context:
     if isinstance(value, Path):
         return context_from_paths([str(value.absolute())], scratch)
     if isinstance(value, str):
-        path = _new_file(scratch)
-        try:
-            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                for start in range(0, len(value), CHUNK_CHARS):  # so that it is not encoded whole
-                    file.write(value[start : start + CHUNK_CHARS])
-            return Context(kind="text", files=(("context", path),))
-        except UnicodeEncodeError:  # other lone surrogates: JSON brings them over
-            path.unlink()
+        with contextlib.suppress(UnicodeEncodeError):  # lone surrogates: JSON brings them over
+            return context_from_text(value, "text", scratch)
     path = _new_file(scratch)
     try:
         with path.open("w", encoding="ascii") as file:

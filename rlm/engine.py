@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from rlm import events, feedback
 from rlm.budget import Budget
 from rlm.calls import CallAnswerer
 from rlm.config import Provider, RunConfig
-from rlm.context import Context, context_from_value
+from rlm.context import Context, Kind, context_from_text, context_from_value
 from rlm.errors import InputError, SubLLMError
 from rlm.events import Emit, Event
 from rlm.loop import Ending, Loop
@@ -28,7 +28,8 @@ from rlm.repl.frames import ChildQuestion
 from rlm.repl.local import LocalReplLauncher
 from rlm.repl.session import ReplLauncher, ReplSession
 from rlm.usage import PriceList, load_prices
-from rlm.workers.base import WorkerLauncher, WorkerRegistry
+from rlm.workers.base import WorkerClient, WorkerEntry, WorkerLauncher, WorkerRegistry
+from rlm.workers.client import HttpWorkerClient
 from rlm.workers.local import LocalLauncher
 from rlm.workers.pool import WorkerPool
 from rlm.workers.registry import MemoryRegistry
@@ -39,7 +40,8 @@ class RunResult:
     """What became of a question.
 
     `stopped_by` is "answer", or the limit that cut the run short. `usage` is by model: calls, input_tokens,
-    cached_input_tokens, output_tokens. `cost_usd` None is unknown. `elapsed_s` in seconds.
+    cached_input_tokens, output_tokens. `cost_usd` None is unknown. `elapsed_s` in seconds. `scripted`: no LLM
+    was asked, but the offline model.
     """
 
     answer: str | None
@@ -50,6 +52,7 @@ class RunResult:
     cost_usd: float | None
     run_id: str
     elapsed_s: float
+    scripted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Backend:
     repl_launcher: ReplLauncher
     worker_launcher: WorkerLauncher
     registry: WorkerRegistry
+    connect: Callable[[WorkerEntry], WorkerClient] = HttpWorkerClient
 
 
 def local_backend(provider: Provider) -> Backend:
@@ -68,6 +72,11 @@ def local_backend(provider: Provider) -> Backend:
         worker_launcher=LocalLauncher(provider.environment()),
         registry=MemoryRegistry(),
     )
+
+
+def new_run_id() -> str:
+    """Twelve hexadecimal digits."""
+    return uuid.uuid4().hex[:12]
 
 
 def ignore(_: Event) -> None:
@@ -95,7 +104,12 @@ class RLM:
         self._prices = load_prices(self._provider.base_url) if prices is None else prices
         self._backend = backend or local_backend(self._provider)
         self._emit = on_event
-        self._pool = WorkerPool(self._backend.worker_launcher, self._backend.registry, size=self._config.pool_size)
+        self._pool = WorkerPool(
+            self._backend.worker_launcher,
+            self._backend.registry,
+            size=self._config.pool_size,
+            connect=self._backend.connect,
+        )
         self._roots: dict[str, ChatModel] = {}
         self._stack = AsyncExitStack()
         if self._config.limits.max_usd is not None:
@@ -116,8 +130,10 @@ class RLM:
     ) -> None:
         await self._stack.aclose()
 
-    async def run(self, question: str, context: object) -> RunResult:
+    async def run(self, question: str, context: object, *, run_id: str | None = None) -> RunResult:
         """Answer the question over the context: a str, a pathlib.Path (file or folder), or any JSON value.
+
+        The run is known as `run_id` in its events, or else by a new id.
 
         Raises: InputError for what cannot be used; ProviderError, PoolBrokenError, ReplBrokenError when the
         machinery cannot go on.
@@ -126,7 +142,7 @@ class RLM:
             raise InputError("the question is empty")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
-            run = _Run(self, Budget(self._config.limits, self._prices), depth=0, parent_id=None)
+            run = _Run(self, Budget(self._config.limits, self._prices), run_id or new_run_id())
             ending = await run.answer(question, context_from_value(context, Path(folder)))
         return RunResult(
             answer=ending.answer,
@@ -137,6 +153,7 @@ class RLM:
             cost_usd=run.budget.cost_usd,
             run_id=run.run_id,
             elapsed_s=time.monotonic() - started,
+            scripted=self._provider.scripted,
         )
 
     def completion(self, *, context: object, query: str) -> RunResult:
@@ -152,8 +169,8 @@ class RLM:
 class _Run:
     """One run, or one child run, of an RLM."""
 
-    def __init__(self, rlm: RLM, budget: Budget, *, depth: int, parent_id: str | None) -> None:
-        self.run_id = uuid.uuid4().hex[:12]
+    def __init__(self, rlm: RLM, budget: Budget, run_id: str, *, depth: int = 0, parent_id: str | None = None) -> None:
+        self.run_id = run_id
         self.budget = budget
         self._rlm = rlm
         self._config = rlm._config
@@ -211,6 +228,8 @@ class _Run:
                     scripted=rlm._provider.scripted,
                 )
             )
+            if self._depth == 0 and (notice := await rlm._backend.repl_launcher.notice()):
+                rlm._emit(events.Notice(run_id=self.run_id, text=notice))
             if context.skipped:
                 rlm._emit(events.Notice(run_id=self.run_id, text=skipped_notice(context.skipped)))
             system = prompt(
@@ -232,10 +251,11 @@ class _Run:
 
         Raises: SubLLMError when it has none.
         """
-        child = _Run(self._rlm, self.budget.child(), depth=self._depth + 1, parent_id=self.run_id)
+        child = _Run(self._rlm, self.budget.child(), new_run_id(), depth=self._depth + 1, parent_id=self.run_id)
         with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
             try:
-                ending = await child.answer(question.prompt, context_from_value(question.context, Path(folder)))
+                kind: Kind = "json" if question.is_json else "text"
+                ending = await child.answer(question.prompt, context_from_text(question.context, kind, Path(folder)))
             except InputError as exc:
                 raise SubLLMError(str(exc)) from exc
         if ending.answer is None:

@@ -7,25 +7,27 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from rlm.config import Limits, Provider, RunConfig
-from rlm.context import Context
 from rlm.engine import RLM, RunResult
 from rlm.errors import InputError
 from rlm.events import Emit, Event
 from rlm.progress import PlainView, TerminalView, View
 from rlm.repl.session import ReplLimits
 from rlm.runs.log import RunLog
+from rlm.runs.request import ContextSource, RunRequest, make_run
 from rlm.usage import Price, PriceList, load_prices
 
 KEY_VARIABLES = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 SCRIPTED_ROOT, SCRIPTED_SUB = "scripted-root", "scripted-sub"
+FREE = PriceList(dict.fromkeys((SCRIPTED_ROOT, SCRIPTED_SUB), Price(input=0.0, output=0.0, cached_input=0.0)))
 
 
 def environment_with(env_file: Path | None) -> Mapping[str, str]:
@@ -53,26 +55,28 @@ def has_provider(env_file: Path | None) -> bool:
 
 def answer_question(
     question: str,
-    context: Context,
+    source: ContextSource,
     *,
     offline: bool,
     env_file: Path | None,
     prices: Path | None,
     **options: Any,  # noqa: ANN401  # as click gives them
-) -> tuple[RunResult, bool]:
-    """Run an RLM over the context and show it on stderr; the result, and whether the model was the scripted one.
+) -> RunResult:
+    """Make the run that a command's options ask for, and show it on stderr while it goes on.
 
     Raises: InputError before anything is started, for what cannot be used; RLMError; KeyboardInterrupt.
     """
-    log = options.pop("log")
-    options.pop("mode")
-    config = config_of(**options)
+    mode, log = options.pop("mode"), options.pop("log")
+    request = RunRequest(question=question, source=source, config=config_of(**options), prices=read_overrides(prices))
     with contextlib.ExitStack() as stack:
-        if offline:
-            config, provider, price_list = stack.enter_context(scripted_provider(config))
+        if mode == "modal":
+            if offline:
+                raise InputError("--offline is for --mode local: on Modal a provider is asked")
+            run = partial(run_on_modal, request)
+        elif offline:
+            run = partial(run_here, *stack.enter_context(scripted(request)))
         else:
-            provider = Provider.from_environment(environment_with(env_file))
-            price_list = load_prices(provider.base_url, prices)
+            run = partial(run_here, request, Provider.from_environment(environment_with(env_file)))
         listeners: list[Emit] = [stack.enter_context(RunLog(log))] if log is not None else []
         listeners.append(stack.enter_context(view()))
 
@@ -80,8 +84,20 @@ def answer_question(
             for listener in listeners:
                 listener(event)
 
-        rlm = RLM(config, provider=provider, prices=price_list, on_event=tell)
-        return uvloop.run(run_to_the_end(rlm, question, context)), offline
+        return uvloop.run(until_sigterm(run(tell)))
+
+
+async def run_here(request: RunRequest, provider: Provider, tell: Emit) -> RunResult:
+    """The run, with every process on this machine."""
+    prices = load_prices(provider.base_url, request.prices) if not provider.scripted else FREE
+    return await make_run(RLM(request.config, provider=provider, prices=prices, on_event=tell), request)
+
+
+async def run_on_modal(request: RunRequest, tell: Emit) -> RunResult:
+    """The run, on an App that is there for its time."""
+    import modal_app
+
+    return await modal_app.run_once(request, tell)
 
 
 def config_of(**options: Any) -> RunConfig:  # noqa: ANN401  # as click gives them
@@ -92,19 +108,26 @@ def config_of(**options: Any) -> RunConfig:  # noqa: ANN401  # as click gives th
     return RunConfig(limits=limits, repl=repl, **options)
 
 
+def read_overrides(prices: Path | None) -> str:
+    """The text of the file that --prices names.
+
+    Raises: InputError when it cannot be read.
+    """
+    try:
+        return "" if prices is None else prices.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"cannot read {prices}: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
 @contextlib.contextmanager
-def scripted_provider(config: RunConfig) -> Iterator[tuple[RunConfig, Provider, PriceList]]:
-    """The offline model, served for the time of a run, and the configuration that names it."""
+def scripted(request: RunRequest) -> Iterator[tuple[RunRequest, Provider]]:
+    """The offline model, served for the time of a run; the request to it, and the provider it is."""
     from rlm.offline.server import SCRIPTED_NOTICE, serve_offline
 
     sys.stderr.write(f"{SCRIPTED_NOTICE}\n")
+    config = replace(request.config, model=SCRIPTED_ROOT, recursive_model=SCRIPTED_SUB)
     with serve_offline() as server:
-        free = Price(input=0.0, output=0.0, cached_input=0.0)
-        yield (
-            replace(config, model=SCRIPTED_ROOT, recursive_model=SCRIPTED_SUB),
-            Provider(api_key="none", base_url=server.base_url, scripted=True),
-            PriceList({SCRIPTED_ROOT: free, SCRIPTED_SUB: free}),
-        )
+        yield replace(request, config=config), Provider(api_key="none", base_url=server.base_url, scripted=True)
 
 
 def view() -> View:
@@ -112,37 +135,9 @@ def view() -> View:
     return TerminalView(sys.stderr) if sys.stderr.isatty() else PlainView(sys.stderr)
 
 
-async def run_to_the_end(rlm: RLM, question: str, context: Context) -> RunResult:
+async def until_sigterm(run: Awaitable[RunResult]) -> RunResult:
     """One run; SIGTERM ends it in order, as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with rlm:
-        return await rlm.run(question, context)
-
-
-def report_json(result: RunResult, *, scripted: bool) -> dict[str, Any]:
-    """What --json prints."""
-    return {
-        "answer": result.answer,
-        "stopped_by": result.stopped_by,
-        "iterations": result.iterations,
-        "sub_calls": result.sub_calls,
-        "usage": result.usage,
-        "cost_usd": result.cost_usd,
-        "elapsed_s": round(result.elapsed_s, 3),
-        "run_id": result.run_id,
-        "scripted": scripted,
-    }
-
-
-def summary(result: RunResult) -> str:
-    """The figures of a run in a line."""
-    tokens_in = sum(used["input_tokens"] for used in result.usage.values())
-    tokens_out = sum(used["output_tokens"] for used in result.usage.values())
-    cost = "cost unknown" if result.cost_usd is None else f"${result.cost_usd:.4f}"
-    stopped = "" if result.stopped_by == "answer" else f", cut short by {result.stopped_by}"
-    return (
-        f"{result.elapsed_s:.1f} s, {result.iterations} iterations, {result.sub_calls:,} sub-calls, "
-        f"{tokens_in:,} tokens in, {tokens_out:,} out, {cost}{stopped}"
-    )
+    return await run

@@ -66,24 +66,24 @@ class PriceList:
         return None if price is None else price.cost_usd(usage)
 
 
-def load_prices(base_url: str | None, overrides: Path | None = None) -> PriceList:
-    """The price list for the provider at `base_url` (None is OpenAI); `overrides` is a file of the same form.
+def load_prices(base_url: str | None, overrides: str = "") -> PriceList:
+    """The price list for the provider at `base_url` (None is OpenAI); `overrides` is TOML in the form of prices.toml.
 
-    Raises: InputError when the file cannot be read or is not of that form.
+    Raises: InputError when the overrides are not of that form.
     """
     host = OPENAI_HOST if base_url is None else urlsplit(base_url).hostname or ""
     by_model: dict[str, Price] = {}
-    for path in filter(None, (Path(__file__).with_name("prices.toml"), overrides)):
+    for text in (Path(__file__).with_name("prices.toml").read_text("utf-8"), overrides):
         try:
-            rows = tomllib.loads(path.read_text("utf-8")).get(host, {})
-            by_model |= {
-                model: Price(
-                    input=float(row["input"]),
-                    output=float(row["output"]),
-                    cached_input=float(row.get("cached_input", row["input"])),
-                )
-                for model, row in rows.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise InputError(f"cannot use the price list {path}: {exc!r}; its form is that of rlm/prices.toml") from exc
+            by_model |= {model: _price(row) for model, row in tomllib.loads(text).get(host, {}).items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise InputError(f"cannot use the price list: {exc!r}; its form is that of rlm/prices.toml") from exc
     return PriceList(by_model)
+
+
+def _price(row: Mapping[str, float]) -> Price:
+    return Price(
+        input=float(row["input"]),
+        output=float(row["output"]),
+        cached_input=float(row.get("cached_input", row["input"])),
+    )

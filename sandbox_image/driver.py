@@ -20,6 +20,7 @@ import builtins
 import contextlib
 import faulthandler
 import functools
+import json
 import linecache
 import os
 import queue
@@ -151,7 +152,7 @@ class Repl:
         given = [None] * len(texts) if contexts is None else list(contexts)
         if len(given) != len(texts):
             raise ValueError(f"{len(texts)} prompts but {len(given)} contexts")
-        items = [{"prompt": text, "context": context} for text, context in zip(texts, given, strict=True)]
+        items = [child_question(text, context) for text, context in zip(texts, given, strict=True)]
         return results(self._call("rlm", items), keep_errors=return_exceptions) if items else []
 
     def _final_value(self, value: object = "") -> None:
@@ -267,6 +268,12 @@ def texts_of(prompts: Iterable[object]) -> list[str]:
     if isinstance(prompts, str):
         raise TypeError("a batch is a list of prompts; for one prompt there are llm_query and rlm_query")
     return [str(prompt) for prompt in prompts]
+
+
+def child_question(prompt: str, context: object) -> dict[str, Any]:
+    """A question for a child run: its context as text, or else as JSON, which the host need not read."""
+    is_json = not isinstance(context, str)
+    return {"prompt": prompt, "context": json.dumps(context) if is_json else context, "is_json": is_json}
 
 
 def results(outcomes: list[dict[str, Any]], *, keep_errors: bool) -> list[str | SubLLMError]:

@@ -68,7 +68,7 @@ class TestSubCalls:
         assert ran.stats.sub_requests == 0
 
     def test_odd_characters_reach_the_sub_llm_and_come_back(self):
-        code = "FINAL(llm_query('\\x00 \\ud800 \\u2028 \\U0001f600 é') == '\\x00 ? \\u2028 \\U0001f600 é')"
+        code = "FINAL(llm_query('\\x00 \\ud800 \\u2028 \\U0001f600 é') == '\\x00 \\ufffd \\u2028 \\U0001f600 é')"
         assert run_script(cell(code), sub_replies=lambda prompt: prompt).result.answer == "True"
 
     def test_retries_are_told_and_nothing_is_asked_twice_for_an_answer(self):

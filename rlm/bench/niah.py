@@ -31,7 +31,7 @@ def make_haystack(path: Path, *, num_lines: int, seed: int) -> Haystack:
     Memory does not grow with the number of lines.
     """
     rng = random.Random(seed)
-    number = str(rng.randint(1_000_000, 9_999_999))
+    number = draw_number(rng)
     needle_at = rng.randint(num_lines * 2 // 5, max(num_lines * 2 // 5, num_lines * 3 // 5 - 1))
     lines = [" ".join(rng.choices(WORDS, k=rng.randint(*WORDS_PER_LINE))) for _ in range(DIFFERENT_LINES)]
     with path.open("w", encoding="ascii", newline="\n") as file:
@@ -41,6 +41,16 @@ def make_haystack(path: Path, *, num_lines: int, seed: int) -> Haystack:
                 some[needle_at - start] = NEEDLE.format(number=number)
             file.write("\n".join(some) + "\n")
     return Haystack(path=path, question=QUESTION, expected=number)
+
+
+def draw_number(rng: random.Random) -> str:
+    """The magic number: the first thing that is drawn from the generator of a seed."""
+    return str(rng.randint(1_000_000, 9_999_999))
+
+
+def expected_number(seed: int) -> str:
+    """The magic number of the haystack that `seed` makes."""
+    return draw_number(random.Random(seed))
 
 
 def matches(answer: str | None, expected: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -39,10 +39,11 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class ChildQuestion:
-    """One question of a cell for a child run; a `context` of None is none at all."""
+    """One question of a cell for a child run. Its context is a text, or JSON that nobody but the child reads."""
 
     prompt: str
-    context: Any
+    context: str
+    is_json: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,9 @@ class ReplProcess(Protocol):
 class ReplLauncher(Protocol):
     """Starts drivers."""
 
+    async def notice(self) -> str | None:
+        """What the user is to be told of how well model-written code is kept apart, if anything."""
+
     async def start(self) -> ReplProcess:
         """A new driver process.
 

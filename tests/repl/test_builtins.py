@@ -38,7 +38,7 @@ def test_the_model_is_passed_on(start):
 
 def test_child_runs_get_their_context(repl):
     result = repl.run("rlm_query('q'), rlm_query('q', {'a': [1]}), rlm_query_batched(['p', 'q'], ['x', None])")
-    assert result.value == """('q over None', "q over {'a': [1]}", ["p over 'x'", 'q over None'])"""
+    assert result.value == str(("q over 'null'", "q over '{\"a\": [1]}'", ["p over 'x'", "q over 'null'"]))
     assert "2 prompts but 1 contexts" in repl.run("rlm_query_batched(['p', 'q'], ['x'])").error
     assert "not JSON serializable" in repl.run("rlm_query('p', {1, 2})").error
 

@@ -20,7 +20,7 @@ value = st.recursive(
 )
 model = st.none() | text
 late = st.builds(frames.LateOutput, cell=number, stdout=text, stderr=text)
-question = st.builds(frames.ChildQuestion, prompt=text, context=value)
+question = st.builds(frames.ChildQuestion, prompt=text, context=text, is_json=st.booleans())
 frame = st.one_of(
     st.builds(frames.Ready, op=st.just("ready"), pid=number),
     st.builds(frames.Loaded, op=st.just("loaded"), description=text),

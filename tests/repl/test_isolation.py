@@ -221,7 +221,7 @@ def test_what_cells_leave_running_ends_with_a_dead_process(start):
 @tools
 def test_a_killed_host_leaves_no_process(tool, tmp_path):
     (tmp_path / "bin").mkdir()
-    environment = environment_for(tool, tmp_path / "bin")
+    environment = environment_for(tool, tmp_path / "bin") | {"TMPDIR": str(tmp_path)}  # the dead leave their folder
     (tmp_path / "bin" / "sleep").symlink_to(shutil.which("sleep"))
     marker = f"86403.{os.getpid()}"
     cell = f"import subprocess; child = subprocess.Popen(['sleep', {marker!r}], start_new_session=True); print('up')"

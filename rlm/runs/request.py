@@ -1,0 +1,116 @@
+"""A run to be made, here or elsewhere: the question, where its context comes from, how it is to be answered."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from rlm.bench.niah import make_haystack
+from rlm.config import RunConfig
+from rlm.context import Context, Kind, context_from_paths, context_from_value
+from rlm.engine import RLM, RunResult, new_run_id
+from rlm.events import Emit, Event
+
+
+class ContextSource(Protocol):
+    """Where a context comes from."""
+
+    def open(self, scratch: Path) -> Context:
+        """The context as files; what must be written goes to `scratch`.
+
+        Raises: InputError when it cannot be read.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A context that travels with the request: a text or a JSON value."""
+
+    value: object
+
+    def open(self, scratch: Path) -> Context:
+        """Write it to a file."""
+        return context_from_value(self.value, scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Files and folders of this machine, as `--context` names them."""
+
+    names: tuple[str, ...]
+
+    def open(self, scratch: Path) -> Context:
+        """The files where they are."""
+        return context_from_paths(self.names, scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class HaystackLines:
+    """The benchmark's haystack, made where it is read."""
+
+    num_lines: int
+    seed: int
+
+    def open(self, scratch: Path) -> Context:
+        """Make it."""
+        haystack = make_haystack(scratch / "haystack.txt", num_lines=self.num_lines, seed=self.seed)
+        return Context(kind="text", files=(("haystack.txt", haystack.path),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploaded:
+    """Files that were brought to a folder that the run can see, each under its number in `names`."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    folder: Path
+
+    def open(self, scratch: Path) -> Context:
+        """The files where they are."""
+        del scratch
+        files = tuple((name, self.folder / str(number)) for number, name in enumerate(self.names))
+        return Context(kind=self.kind, files=files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """All that a run needs to know, but for who answers and where processes run."""
+
+    question: str
+    source: ContextSource
+    config: RunConfig
+    prices: str = ""
+    """Prices that override or add to rlm/prices.toml, in its form."""
+    run_id: str = field(default_factory=new_run_id)
+
+
+async def make_run(rlm: RLM, request: RunRequest) -> RunResult:
+    """Answer the request with an RLM of its configuration that nobody has entered yet.
+
+    Raises: as `RLM.run` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
+        context = request.source.open(Path(folder))
+        async with rlm:
+            return await rlm.run(request.question, context, run_id=request.run_id)
+
+
+async def events_of(run: Callable[[Emit], Awaitable[RunResult]]) -> AsyncIterator[Event | RunResult]:
+    """The events of a run as they happen; the last item is its result.
+
+    Raises: what the run raises, after its events.
+    """
+    queue: asyncio.Queue[Event | None] = asyncio.Queue()
+    task = asyncio.ensure_future(run(queue.put_nowait))
+    task.add_done_callback(lambda _: queue.put_nowait(None))
+    try:
+        while (event := await queue.get()) is not None:
+            yield event
+        yield task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
