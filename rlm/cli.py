@@ -42,7 +42,9 @@ class Commands(click.Group):
 def run_options(command: F) -> F:
     """The options that every command which runs an RLM has."""
     options = (
-        click.option("--mode", type=click.Choice(["local"]), default="local", show_default=True, help="Where it runs."),
+        click.option(
+            "--mode", type=click.Choice(["local", "modal"]), default="local", show_default=True, help="Where it runs."
+        ),
         click.option("--model", default="gpt-5", show_default=True, help="The root LM."),
         click.option(
             "--recursive-model",

@@ -205,6 +205,7 @@ class _Run:
         return ending
 
     async def _answer(self, question: str, context: Context) -> Ending:
+        started = time.monotonic()
         config, rlm = self._config, self._rlm
         calls = CallAnswerer(
             self.run_id,
@@ -226,6 +227,7 @@ class _Run:
                     recursive_model=config.recursive_model,
                     max_iterations=config.max_iterations,
                     scripted=rlm._provider.scripted,
+                    starting_s=time.monotonic() - started,
                 )
             )
             if self._depth == 0 and (notice := await rlm._backend.repl_launcher.notice()):

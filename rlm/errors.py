@@ -11,6 +11,7 @@
     ├── PoolBrokenError         workers keep dying; starting more would not help
     ├── ReplDiedError           the REPL process ended; the loop goes on in a fresh one
     ├── ReplBrokenError         the REPL cannot be started, or speaks no protocol we know
+    ├── PlatformError           Modal refused a request, or could not be reached: no token, no Secret, a limit
     └── LimitReachedError       a limit of the run is used up: kind, used, limit
 
 What a cell did wrong is not here: it is data for the root LM, in the cell's result. Errors of vendors are
@@ -68,6 +69,10 @@ class ReplDiedError(RLMError):
 
 class ReplBrokenError(RLMError):
     """The REPL could not be started, or what it sends is not the protocol."""
+
+
+class PlatformError(RLMError):
+    """Modal refused a request, or could not be reached."""
 
 
 class LimitReachedError(RLMError):

@@ -12,7 +12,7 @@ from rlm.usage import TokenUsage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """A run, or a child run (`depth` 1 and more), begins."""
+    """A run, or a child run (`depth` 1 and more), begins to ask; `starting_s` are the seconds its REPL took."""
 
     run_id: str
     parent_id: str | None
@@ -23,6 +23,7 @@ class RunStarted:
     recursive_model: str
     max_iterations: int
     scripted: bool
+    starting_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,9 @@ def answer_question(
         if mode == "modal":
             if offline:
                 raise InputError("--offline is for --mode local: on Modal a provider is asked")
-            run = partial(run_on_modal, request)
+            import modal_app  # talks to Modal, so before there is an event loop
+
+            run = partial(modal_app.run_once, request)
         elif offline:
             run = partial(run_here, *stack.enter_context(scripted(request)))
         else:
@@ -91,13 +93,6 @@ async def run_here(request: RunRequest, provider: Provider, tell: Emit) -> RunRe
     """The run, with every process on this machine."""
     prices = load_prices(provider.base_url, request.prices) if not provider.scripted else FREE
     return await make_run(RLM(request.config, provider=provider, prices=prices, on_event=tell), request)
-
-
-async def run_on_modal(request: RunRequest, tell: Emit) -> RunResult:
-    """The run, on an App that is there for its time."""
-    import modal_app
-
-    return await modal_app.run_once(request, tell)
 
 
 def config_of(**options: Any) -> RunConfig:  # noqa: ANN401  # as click gives them

@@ -17,6 +17,7 @@ STARTED = events.RunStarted(
     recursive_model="s",
     max_iterations=4,
     scripted=True,
+    starting_s=0.0,
 )
 
 
@@ -72,6 +73,7 @@ def test_a_child_run_does_not_move_the_iteration_of_its_parent():
             recursive_model="s",
             max_iterations=99,
             scripted=True,
+            starting_s=0.0,
         )
     )
     standing.hear(events.RootReplied(run_id="child", iteration=9, text="", usage=TokenUsage(), latency_s=1))

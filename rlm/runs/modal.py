@@ -1,0 +1,194 @@
+"""Runs on Modal: made in the Function `solve`, remembered in a modal.Dict, their contexts brought by a Volume."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import contextlib
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from rlm.config import Provider
+from rlm.context import Context
+from rlm.engine import RLM, RunResult
+from rlm.errors import InputError, PlatformError, RLMError
+from rlm.events import Emit
+from rlm.running import environment_with
+from rlm.runs.request import Paths, RunRequest, Uploaded, make_run
+from rlm.runs.store import ENDED, RunRecord
+
+UPLOADS = Path("/contexts")  # where the Functions see the Volume
+
+
+async def upload(volume: modal.Volume, context: Context) -> Uploaded:
+    """Bring the files of a context to the Volume; the source that finds them there."""
+    folder = uuid.uuid4().hex
+    async with volume.batch_upload.aio() as batch:
+        for number, (_, path) in enumerate(context.files):
+            batch.put_file(path, f"/{folder}/{number}")
+    return Uploaded(kind=context.kind, names=tuple(name for name, _ in context.files), folder=UPLOADS / folder)
+
+
+async def forget(volume: modal.Volume, source: Uploaded) -> None:
+    """Take an uploaded context from the Volume again."""
+    with contextlib.suppress(modal.exception.NotFoundError, FileNotFoundError):
+        await volume.remove_file.aio(source.folder.name, recursive=True)
+
+
+async def follow(
+    request: RunRequest, solve_live: modal.Function[Any, Any, Any], volume: modal.Volume, tell: Emit
+) -> RunResult:
+    """Have the run made by the generator Function `solve_live` and hear its events; files of ours go there first.
+
+    Raises: InputError for files that cannot be read; what the run raises.
+    """
+    uploaded: Uploaded | None = None
+    try:
+        if isinstance(request.source, Paths):
+            with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
+                uploaded = await upload(volume, request.source.open(Path(folder)))
+            request = replace(request, source=uploaded)
+        async for item in solve_live.remote_gen.aio(request):
+            if isinstance(item, RunResult):
+                return item
+            tell(item)
+    finally:
+        if uploaded is not None:
+            await forget(volume, uploaded)
+    raise PlatformError("the run on Modal ended without a result")
+
+
+async def make_recorded(request: RunRequest, rlm: RLM, store: modal.Dict, volume: modal.Volume) -> RunResult:
+    """Make the run in this container, and write down how it stands. Raises: as `make_run` does."""
+    await remember(store, RunRecord(id=request.run_id, state="running"))
+    if isinstance(request.source, Uploaded):
+        await volume.reload.aio()  # type: ignore[no-untyped-call]
+    try:
+        result = await make_run(rlm, request)
+    except RLMError as exc:
+        await remember(store, RunRecord(id=request.run_id, state="failed", error=str(exc)))
+        raise
+    await remember(store, succeeded(request.run_id, result))
+    return result
+
+
+def secret_values(arguments: Sequence[str]) -> dict[str, str] | None:
+    """The provider's variables from the file that --env-file names among the arguments; None if it names none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--env-file", type=Path)
+    env_file = parser.parse_known_args(list(arguments))[0].env_file
+    if env_file is None:
+        return None
+    with one_line_errors():
+        return Provider.from_environment(environment_with(env_file)).environment()
+
+
+def optional_secret(name: str) -> modal.Secret:
+    """The Secret of that name, or an empty one where there is none: what needs it must then be closed."""
+    secret = modal.Secret.from_name(name)
+    if modal.is_local():
+        try:
+            secret.hydrate()
+        except modal.exception.Error:
+            return modal.Secret.from_dict({})
+    return secret
+
+
+@contextlib.contextmanager
+def as_platform_error() -> Iterator[None]:
+    """What Modal raises, as ours."""
+    try:
+        yield
+    except modal.exception.Error as exc:
+        raise PlatformError(f"Modal: {exc}") from exc
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line and our exit status for what is raised on purpose."""
+    try:
+        with as_platform_error():
+            yield
+    except RLMError as exc:
+        sys.stderr.write(f"rlm: {' '.join(str(exc).split())}\n")
+        raise SystemExit(2 if isinstance(exc, InputError) else 3) from exc
+
+
+class DictRunStore:
+    """A `RunStore`. What the web writes and what the run writes are different keys, so that no update is lost."""
+
+    def __init__(self, store: modal.Dict, solve: modal.Function[Any, Any, Any]) -> None:
+        self._store = store
+        self._solve = solve
+
+    async def submit(self, request: RunRequest) -> None:
+        """Start the run."""
+        call = await self._solve.spawn.aio(request)
+        await self._store.put.aio(_call_key(request.run_id), call.object_id)
+
+    async def get(self, run_id: str) -> RunRecord | None:
+        """How the run stands. A call that ended without a word from the run has failed."""
+        call_id = await self._store.get.aio(_call_key(run_id))
+        record: RunRecord | None = await self._store.get.aio(_record_key(run_id))
+        if record is not None and record.state in ENDED:
+            return record
+        if call_id is None:
+            return record
+        if await self._store.get.aio(_cancelled_key(run_id)):
+            return RunRecord(id=run_id, state="cancelled")
+        record = record or RunRecord(id=run_id, state="queued")
+        try:
+            result = await modal.FunctionCall.from_id(call_id).get.aio(timeout=0)
+        except builtins.TimeoutError:
+            return record
+        except Exception as exc:  # noqa: BLE001  # whatever the Function raised, or Modal says of it
+            return replace(record, state="failed", error=str(exc) or type(exc).__name__)
+        return succeeded(run_id, result)
+
+    async def cancel(self, run_id: str) -> RunRecord | None:
+        """End the run's Function call; it ends its own REPL."""
+        record = await self.get(run_id)
+        if record is None or record.state in ENDED:
+            return record
+        await self._store.put.aio(_cancelled_key(run_id), value=True)
+        call_id = await self._store.get.aio(_call_key(run_id))
+        if call_id is not None:
+            await modal.FunctionCall.from_id(call_id).cancel.aio()
+        return await self.get(run_id)
+
+
+async def remember(store: modal.Dict, record: RunRecord) -> None:
+    """Write down how a run stands; the run's own part of it."""
+    await store.put.aio(_record_key(record.id), record)
+
+
+def succeeded(run_id: str, result: RunResult) -> RunRecord:
+    """The record of a run that ended in order, with or without an answer."""
+    return RunRecord(
+        id=run_id,
+        state="succeeded",
+        answer=result.answer,
+        stopped_by=result.stopped_by,
+        iterations=result.iterations,
+        usage=result.usage,
+        cost_usd=result.cost_usd,
+    )
+
+
+def _call_key(run_id: str) -> str:
+    return f"{run_id}/call"
+
+
+def _record_key(run_id: str) -> str:
+    return f"{run_id}/record"
+
+
+def _cancelled_key(run_id: str) -> str:
+    return f"{run_id}/cancelled"

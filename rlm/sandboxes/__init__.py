@@ -1,0 +1,1 @@
+"""Modal Sandboxes, whatever runs in them."""

@@ -1,0 +1,348 @@
+"""Workers as Modal Sandboxes, and the registry that keeps them warm in a modal.Dict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypedDict
+from urllib.parse import urlsplit
+
+import modal
+
+from rlm.errors import WorkerError
+from rlm.sandboxes.modal import MODAL_FAILED, create, terminate, terminate_after, words_of
+from rlm.workers.base import WorkerEntry
+from rlm.workers.client import HttpWorkerClient
+from rlm.workers.shield import uninterrupted
+from sandbox_image import worker_path
+
+MINUTES = 60
+HOURS = 60 * MINUTES
+ROLE = "worker"
+SCOPE_TAG = "scope"
+OPENAI_URL = "https://api.openai.com/v1"
+PORT = 8080
+COMMAND = (
+    *("python", "-m", "sandbox_image.worker", "--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104
+    "--behind-connect-token",
+)
+FOLDER = "/root"  # holds sandbox_image
+CPU = (0.5, 2.0)  # asked for, and the most it may take
+MEMORY_MIB = (512, 2_048)
+READY_TIMEOUT_S = 3 * MINUTES
+PATIENCE_S = 30.0
+CLAIM_LIFE_S = READY_TIMEOUT_S + 2 * MINUTES  # longer than any start: an older claim belongs to somebody who died
+LAST_WORDS_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSandbox:
+    """What every worker Sandbox is made of.
+
+    `image` holds the folder `sandbox_image` at /root, and its requirements. `secret` holds OPENAI_API_KEY.
+    `base_url` is the provider's: workers reach it and nothing else. `scope` names those who share workers, as
+    `registry_scope` does. `env` is for the RLM_WORKER_* settings.
+    """
+
+    app: modal.App
+    image: modal.Image
+    secret: modal.Secret
+    scope: str
+    base_url: str = OPENAI_URL
+    env: Mapping[str, str] = field(default_factory=dict)
+    life_s: int = 6 * HOURS
+    idle_s: int = 20 * MINUTES
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tag that tells the Sandboxes of this scope from others."""
+        return {SCOPE_TAG: self.scope}
+
+
+def registry_scope(app_id: str, *settings: str) -> str:
+    """A name for workers that can stand in for one another: same app, same code, same settings.
+
+    Give as `settings` whatever a worker is started with, the key too: only a hash of it is kept. After a deployment
+    that changes any of it, or a change of key, no run finds the workers of before.
+    """
+    revision = hashlib.sha256()
+    for path in sorted(worker_path().parent.glob("*.*")):
+        revision.update(path.read_bytes())
+    for setting in settings:
+        revision.update(b"\0" + setting.encode())
+    return f"{app_id}.{revision.hexdigest()[:12]}"
+
+
+def egress(base_url: str) -> dict[str, list[str]]:
+    """The options of a Sandbox that lets it reach the provider alone.
+
+    Modal knows domains by the name in a TLS handshake on port 443, and addresses by CIDR; a provider's own loopback
+    is an address, too. A name without TLS, or on another port, can be given in neither way: then there is no limit.
+    """
+    url = urlsplit(base_url)
+    host = url.hostname or ""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        return {"outbound_cidr_allowlist": [f"{address}/{address.max_prefixlen}"]}
+    if url.scheme == "https" and url.port in (None, 443):
+        return {"outbound_domain_allowlist": [host]}
+    return {}
+
+
+class Pace:
+    """Lets so many starts begin a second, and so many be under way."""
+
+    def __init__(self, *, a_second: float = 4, at_most: int = 8) -> None:
+        self._every_s = 1 / a_second
+        self._next = 0.0
+        self._under_way = asyncio.Semaphore(at_most)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn; hold it for as long as the start takes."""
+        async with self._under_way:
+            now = time.monotonic()
+            self._next = max(now, self._next + self._every_s)
+            await asyncio.sleep(self._next - now)
+            yield
+
+
+class ModalWorkerLauncher:
+    """A `WorkerLauncher` whose workers are Sandboxes, reached over HTTPS with a connect token."""
+
+    def __init__(
+        self,
+        spec: WorkerSandbox,
+        *,
+        pace: Pace | None = None,
+        ready_timeout_s: int = READY_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._spec = spec
+        self._pace = pace or Pace()
+        self._ready_timeout_s = ready_timeout_s
+        self._patience_s = patience_s
+
+    async def start(self) -> WorkerEntry:
+        """Start one worker and wait until it answers. Raises: WorkerError."""
+        async with self._pace.turn():
+            created = time.time()
+            with as_worker_error("Modal creates no Sandbox for a worker"):
+                sandbox = await self._create()
+            try:
+                await sandbox.wait_until_ready.aio(timeout=self._ready_timeout_s)
+                credentials = await sandbox.create_connect_token.aio(port=PORT)
+            except BaseException as exc:
+                if isinstance(exc, MODAL_FAILED):
+                    said = await _last_words(sandbox)
+                    await terminate_after(exc, sandbox)
+                    raise WorkerError(f"a worker Sandbox did not start: {said or words_of(exc)}") from exc
+                await terminate_after(exc, sandbox)
+                raise
+        return WorkerEntry(
+            id=sandbox.object_id,
+            url=credentials.url,
+            token=credentials.token,
+            created=created,
+            expires=created + self._spec.life_s,
+        )
+
+    async def stop(self, entry: WorkerEntry) -> None:
+        """End the worker. Does nothing when it has ended already. Raises: WorkerError."""
+        with as_worker_error(f"worker {entry.id} cannot be ended, and ends by itself"):
+            await uninterrupted(_terminate_by_id(entry.id))
+
+    async def _create(self) -> modal.Sandbox:
+        spec = self._spec
+        return await create(
+            *COMMAND,
+            role=ROLE,
+            tags=spec.tags,
+            patience_s=self._patience_s,
+            app=spec.app,
+            image=spec.image,
+            secrets=[spec.secret],
+            env={**spec.env, "OPENAI_BASE_URL": spec.base_url},
+            workdir=FOLDER,
+            readiness_probe=modal.Probe.with_tcp(PORT),
+            timeout=spec.life_s,
+            idle_timeout=spec.idle_s,
+            cpu=CPU,
+            memory=MEMORY_MIB,
+            **egress(spec.base_url),
+        )
+
+
+def connect(entry: WorkerEntry) -> HttpWorkerClient:
+    """What a `WorkerPool` takes for `connect`: a client that gets itself another connect token when one expires."""
+    return HttpWorkerClient(entry, renew=renewed_token)
+
+
+async def renewed_token(entry: WorkerEntry) -> str:
+    """Another connect token for a worker that refuses the one it has. Raises: WorkerError."""
+    with as_worker_error(f"worker {entry.id} gives no connect token"):
+        sandbox = await modal.Sandbox.from_id.aio(entry.id)
+        return (await sandbox.create_connect_token.aio(port=PORT)).token
+
+
+async def _terminate_by_id(sandbox_id: str) -> None:
+    with contextlib.suppress(modal.exception.NotFoundError):
+        await terminate(await modal.Sandbox.from_id.aio(sandbox_id))
+
+
+async def _last_words(sandbox: modal.Sandbox) -> str:
+    """The last line on the stderr of a worker that did not start, if it can still be had."""
+    with contextlib.suppress(*MODAL_FAILED):
+        async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
+            if await sandbox.poll.aio() is not None:
+                said = await sandbox.stderr.read.aio()
+                return said.strip().rpartition("\n")[2]
+    return ""
+
+
+@contextlib.contextmanager
+def as_worker_error(what: str) -> Iterator[None]:
+    """A failure of Modal is, for the pool, a worker that cannot be had: it tries again."""
+    try:
+        yield
+    except MODAL_FAILED as exc:
+        raise WorkerError(f"{what}: {words_of(exc)}") from exc
+
+
+class _Record(TypedDict):
+    """What a slot is at an epoch: claimed until `expires`, filled when there is an `entry`, else free."""
+
+    owner: str
+    expires: float
+    entry: dict[str, Any] | None
+
+
+class DictRegistry:
+    """A `WorkerRegistry` in a modal.Dict, shared by all who give the same scope.
+
+    A slot is what the record of its last epoch says: `{scope}/{slot}/{epoch}`. Only who owns an epoch fills it; to
+    take over from somebody who died is to win the next epoch, with an atomic put. So nothing that somebody slow still
+    writes can harm a successor. `{scope}/{slot}` holds an epoch to look from; it may lag behind. Old records are
+    never read again, and Modal lets them expire.
+
+    The client repeats every call whose reply is lost, so a put may be refused because of itself: the owner tells.
+    """
+
+    outlives_pool = True
+
+    def __init__(self, store: modal.Dict, *, scope: str, size: int, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._scope = scope
+        self._size = size
+        self._clock = clock
+        self._uncertain: set[str] = set()  # owners of claims of ours that may have been won: Modal did not say
+
+    async def entries(self) -> dict[int, WorkerEntry]:
+        """Every slot that has a worker. Raises: WorkerError."""
+        with as_worker_error("the registry did not answer"):
+            records = await asyncio.gather(*(self._last(slot) for slot in range(self._size)))
+        return {slot: WorkerEntry(**record["entry"]) for slot, (_, record) in enumerate(records) if record["entry"]}
+
+    async def claim(self, slot: int) -> str | None:
+        """Take the right to start the worker of an empty slot. None if another has it already. Raises: WorkerError."""
+        claiming = asyncio.ensure_future(self._try_claim(slot))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await uninterrupted(self._give_back(slot, claiming))
+            raise
+
+    async def publish(self, slot: int, claim: str, entry: WorkerEntry) -> bool:
+        """Fill a claimed slot. False when the claim was lost meanwhile. Raises: WorkerError."""
+        with as_worker_error("the registry did not answer"):
+            epoch, record = await self._claimed(slot, claim)
+            if record is None or record["entry"] or not record["expires"] or await self._get(slot, epoch + 1):
+                return False
+            await self._put(slot, epoch, {**record, "entry": asdict(entry)})
+            return await self._get(slot, epoch + 1) is None  # asked after the put, as a thief looks back after his
+
+    async def release(self, slot: int, claim: str) -> None:
+        """Give a claim back, the worker having failed to start. Raises: WorkerError."""
+        with as_worker_error("the registry did not answer"):
+            epoch, record = await self._claimed(slot, claim)
+            if record is not None:
+                await self._put(slot, epoch, {**record, "expires": 0, "entry": None})
+
+    async def remove(self, slot: int, entry: WorkerEntry) -> None:
+        """Empty the slot if it still holds this very worker. Raises: WorkerError."""
+        with as_worker_error("the registry did not answer"):
+            epoch, record = await self._last(slot)
+            if record["entry"] and record["entry"]["id"] == entry.id:
+                await self._put(slot, epoch, {**record, "expires": 0, "entry": None})
+
+    async def idle_s(self, slot: int, entry: WorkerEntry, done: int) -> float:
+        """Seconds since the worker's count of prompts done was first told as `done`. Raises: WorkerError."""
+        key = f"{self._key(slot)}/done"
+        with as_worker_error("the registry did not answer"):
+            told = await self._store.get.aio(key) or {}
+            if (told.get("id"), told.get("done")) != (entry.id, done):
+                told = {"id": entry.id, "done": done, "since": self._clock()}
+                await self._store.put.aio(key, told)
+        return self._clock() - float(told["since"])
+
+    async def _try_claim(self, slot: int) -> str | None:
+        owner = secrets.token_hex(8)
+        with as_worker_error("the registry did not answer"):
+            epoch, held = await self._last(slot)
+            if held["entry"]:
+                return None
+            if held["expires"] > self._clock():
+                if held["owner"] not in self._uncertain:
+                    return None
+                self._uncertain.discard(held["owner"])
+                return f"{epoch}:{held['owner']}"
+            mine = _Record(owner=owner, expires=self._clock() + CLAIM_LIFE_S, entry=None)
+            try:
+                won = await self._store.put.aio(self._key(slot, epoch + 1), mine, skip_if_exists=True)
+                if not won and (await self._get(slot, epoch + 1) or mine)["owner"] != owner:
+                    return None
+                await self._store.put.aio(self._key(slot), epoch + 1)
+                before = await self._get(slot, epoch)
+                if before and before["entry"]:  # its owner was slow and not dead
+                    await self._put(slot, epoch + 1, {**mine, "entry": before["entry"]})
+                    return None
+            except MODAL_FAILED:
+                self._uncertain.add(owner)
+                raise
+        return f"{epoch + 1}:{owner}"
+
+    async def _give_back(self, slot: int, claiming: asyncio.Future[str | None]) -> None:
+        with contextlib.suppress(WorkerError):  # it expires
+            if claim := await claiming:
+                await self.release(slot, claim)
+
+    async def _claimed(self, slot: int, claim: str) -> tuple[int, _Record | None]:
+        """The epoch of a claim, and its record if it is still its owner's."""
+        epoch, owner = claim.split(":")
+        record = await self._get(slot, int(epoch))
+        return int(epoch), record if record and record["owner"] == owner else None
+
+    async def _last(self, slot: int) -> tuple[int, _Record]:
+        """The last epoch of a slot, and its record; a free one if it has none."""
+        epoch = int(await self._store.get.aio(self._key(slot)) or 0)
+        record, following = await asyncio.gather(self._get(slot, epoch), self._get(slot, epoch + 1))
+        while following is not None:
+            epoch, record = epoch + 1, following
+            following = await self._get(slot, epoch + 1)
+        return epoch, record or _Record(owner="", expires=0, entry=None)
+
+    async def _get(self, slot: int, epoch: int) -> _Record | None:
+        record: _Record | None = await self._store.get.aio(self._key(slot, epoch))
+        return record
+
+    async def _put(self, slot: int, epoch: int, record: _Record) -> None:
+        await self._store.put.aio(self._key(slot, epoch), record)
+
+    def _key(self, slot: int, epoch: int | None = None) -> str:
+        return f"{self._scope}/{slot}" if epoch is None else f"{self._scope}/{slot}/{epoch}"
