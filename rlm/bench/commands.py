@@ -98,3 +98,12 @@ def startup(runs: int, peer_python: Path | None, as_json: bool) -> None:  # noqa
     from rlm.bench.startup import measure
 
     show(measure(runs, peer=find_peer(peer_python)), as_json=as_json)
+
+
+@bench.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def modal(as_json: bool) -> None:  # noqa: FBT001
+    """A run's parts on the stand-in for Modal: python -m tests.modal_double -- rlm bench modal."""
+    from rlm.bench.modal import measure
+
+    show(measure(), as_json=as_json)
