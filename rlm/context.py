@@ -87,9 +87,13 @@ def context_from_text(text: str, kind: Kind, scratch: Path) -> Context:
     Raises: UnicodeEncodeError when it holds lone surrogates that stand for no byte.
     """
     path = _new_file(scratch)
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for start in range(0, len(text), CHUNK_CHARS):  # so that it is not encoded whole
-            file.write(text[start : start + CHUNK_CHARS])
+    try:
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for start in range(0, len(text), CHUNK_CHARS):  # so that it is not encoded whole
+                file.write(text[start : start + CHUNK_CHARS])
+    except UnicodeEncodeError:
+        path.unlink()
+        raise
     return Context(kind=kind, files=(("context", path),))
 
 

@@ -139,6 +139,7 @@ class TestAsk:
         _, env = provider(cell("print(llm_query('a'))"), "FINAL(1)")
         rlm("ask", "Q?", "--context", text, "--log", tmp_path / "run.jsonl", env=env)
         rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if row["event"] != "notice"]  # of how well this machine isolates
         assert [row["event"] for row in rows] == [
             *("run_started", "root_replied", "cell_started", "sub_calls_started", "sub_call_finished", "spent"),
             *("cell_finished", "root_replied", "run_finished"),

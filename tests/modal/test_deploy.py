@@ -53,6 +53,8 @@ class TestRuns:
 
 
 class TestManyRuns:
+    @pytest.mark.slow
+    @pytest.mark.timeout(120)
     def test_eight_at_once_share_four_workers(self):
         lines = [f"It is line {n} of many.\n" for n in range(12_000)]
         with cloud_of(OfflineSettings(latency_s=1.0)) as cloud, deployed(cloud) as api:
@@ -61,6 +63,7 @@ class TestManyRuns:
             most = 0
             while any(api.http.get(f"/v1/runs/{run}").json()["state"] not in ENDED for run in runs):
                 most = max(most, len(cloud.sandboxes("worker")))
+                time.sleep(0.2)
             assert [api.wait(run)["answer"] for run in runs] == [ANSWER] * 8
             assert (most, len(cloud.sandboxes("worker"))) == (4, 4)
             assert cloud.sandboxes("repl") == []

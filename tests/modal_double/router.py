@@ -107,7 +107,7 @@ class RouterService:
             raise not_found(f"Sandbox {sandbox.sandbox_id} has already shut down") from exc
         sandbox.execs[request.exec_id] = process
         if request.timeout_secs:
-            task = asyncio.get_running_loop().create_task(_limit(process, request.timeout_secs))
+            task = asyncio.get_running_loop().create_task(_limit(process, request.timeout_secs + AFTER_THE_CLIENT_S))
             self._limits.add(task)
             task.add_done_callback(self._limits.discard)
 
@@ -174,6 +174,9 @@ def _still_there(process: Process) -> None:
 
 def _exit(status: int) -> dict[str, int]:
     return {"code": status} if status >= 0 else {"signal": -status}
+
+
+AFTER_THE_CLIENT_S = 0.5  # it is the client's own deadline, which began later, that makes wait() give -1
 
 
 async def _limit(process: Process, seconds: float) -> None:
