@@ -96,9 +96,8 @@ class ModalReplProcess:
         self.reader = asyncio.StreamReader(STREAM_LIMIT_BYTES)
         self._sandbox = sandbox
         self._process = process
-        self._writing = asyncio.Lock()  # one at a time: the client counts bytes
         self._unsent = bytearray()
-        self._queued_bytes = self._sent_bytes = 0
+        self._sending: asyncio.Task[None] | None = None  # one at a time: the client counts bytes
         self._files = 0
         self._stderr = ""
         self._stdout_pump = asyncio.create_task(self._pump_stdout())
@@ -108,19 +107,9 @@ class ModalReplProcess:
     async def write(self, data: bytes) -> None:
         """Send `data`. What is written at the same time goes in one call to Modal. Raises: ReplDiedError."""
         self._unsent += data
-        self._queued_bytes += len(data)
-        end = self._queued_bytes
-        async with self._writing:
-            try:
-                while self._sent_bytes < end:
-                    piece = bytes(self._unsent[:WRITE_BYTES])
-                    del self._unsent[:WRITE_BYTES]
-                    self._process.stdin.write(piece)
-                    await self._process.stdin.drain.aio()
-                    self._sent_bytes += len(piece)
-            except MODAL_FAILED as exc:
-                await asyncio.wait([self._stdout_pump], timeout=EXIT_TIMEOUT_S)  # it ends with the process
-                raise ReplDiedError from exc
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+        await asyncio.shield(self._sending)
 
     async def place(self, path: Path) -> str:
         """Copy a file into the Sandbox. Raises: ReplBrokenError."""
@@ -144,7 +133,7 @@ class ModalReplProcess:
             await terminate(self._sandbox)
         except MODAL_FAILED as exc:
             how += f"; its Sandbox could not be ended, and ends by itself: {words_of(exc)}"
-        pumps = (self._stdout_pump, self._stderr_pump)
+        pumps = [pump for pump in (self._stdout_pump, self._stderr_pump, self._sending) if pump is not None]
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
@@ -179,6 +168,17 @@ class ModalReplProcess:
         if status == TIMED_OUT_STATUS:
             return f"its Sandbox was at the end of its {LIFE_S // HOURS} hours"
         return f"its Sandbox was {OUT_OF_MEMORY}"
+
+    async def _send(self) -> None:
+        try:
+            while self._unsent:
+                piece = bytes(self._unsent[:WRITE_BYTES])
+                del self._unsent[:WRITE_BYTES]
+                self._process.stdin.write(piece)
+                await self._process.stdin.drain.aio()
+        except MODAL_FAILED as exc:
+            await asyncio.wait([self._stdout_pump], timeout=EXIT_TIMEOUT_S)  # it ends with the process
+            raise ReplDiedError from exc
 
     async def _pump_stdout(self) -> None:
         valve = _Valve()

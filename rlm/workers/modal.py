@@ -307,11 +307,11 @@ class DictRegistry:
                 won = await self._store.put.aio(self._key(slot, epoch + 1), mine, skip_if_exists=True)
                 if not won and (await self._get(slot, epoch + 1) or mine)["owner"] != owner:
                     return None
-                await self._store.put.aio(self._key(slot), epoch + 1)
                 before = await self._get(slot, epoch)
                 if before and before["entry"]:  # its owner was slow and not dead
                     await self._put(slot, epoch + 1, {**mine, "entry": before["entry"]})
                     return None
+                await self._store.put.aio(self._key(slot), epoch + 1)
             except MODAL_FAILED:
                 self._uncertain.add(owner)
                 raise

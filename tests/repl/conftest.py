@@ -13,6 +13,9 @@ from rlm.context import context_from_value
 from rlm.repl.frames import CellResult
 from rlm.repl.local import LocalReplLauncher
 from rlm.repl.session import ReplLimits, ReplSession
+from tests.modal_double.fixtures import modal_double, modal_faults, needs_isolation
+
+__all__ = ["modal_double", "modal_faults", "needs_isolation"]
 
 
 async def shout(call):
