@@ -243,9 +243,12 @@ class _Run:
                 max_iterations=config.max_iterations,
                 budget=feedback.budget_line(self.budget.left(), config.max_iterations),
             )
-            asked = prompt("question", question=question, context=repl.context_description)
+            manner = "_parallel" if config.force_parallel else ""
             return await Loop(self.run_id, self._root, repl, self.budget, rlm._emit).run(
-                system, asked, config.max_iterations
+                system,
+                prompt(f"question{manner}", question=question),
+                prompt(f"next_step{manner}"),
+                config.max_iterations,
             )
 
     async def _ask_child(self, question: ChildQuestion) -> str:

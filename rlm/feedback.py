@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from rlm.repl.frames import CellResult
 
-AFTER_OUTPUT = (
-    "If this output shows the answer, reply with one ```python block that calls `FINAL` with the answer. If not, it is "
-    "still to be found: reply with one ```python block that takes the next step, like a simpler search of `context` "
-    "(for one word at a time), and prints what it finds."
+AFTER_ERROR = (
+    "The cell failed. Reply with one ```python block in which that is put right, or that does it in another way."
 )
-AFTER_ERROR = "The cell failed. Reply with one ```python block that does it in another way."
 NUDGE = (
     "Your reply held no ```python block, so nothing was run. Reply with one ```python block and nothing else: code "
     "that looks for the answer in `context` and prints what it finds, or `FINAL(...)` with the answer, if an output "
@@ -68,7 +65,7 @@ def _hints(error: str) -> list[str]:
     if name in sys.stdlib_module_names:
         return [f"(`{name}` is a module: write `import {name}` first)"]
     if name.upper() in _SHOUTED:
-        return [f"(it is written in capitals: `{name.upper()}`)"]
+        return [f"(write `{name.upper()}`, in capitals, not `{name}`)"]
     if name in ("python", "repl"):
         return [f"(`{name}` belongs right behind the three backquotes, and nowhere else)"]
     return []

@@ -53,13 +53,17 @@ class Loop:
         self._budget = budget
         self._emit = emit
         self._messages: list[Message] = []
+        self._next_step = ""
         self._iteration = 0
 
-    async def run(self, system: str, question: str, max_iterations: int) -> Ending:
+    async def run(self, system: str, question: str, next_step: str, max_iterations: int) -> Ending:
         """Go on until there is an answer, or a limit is reached and the last request is answered.
+
+        `next_step` is said after every output that ended nothing.
 
         Raises: RLMError for what the machinery did wrong.
         """
+        self._next_step = next_step
         self._messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         stopped_by = "iterations"
         try:
@@ -146,7 +150,7 @@ class Loop:
                 return (None, feedback.PREMATURE_FINAL) if reply.cells else (value, "")
         if reply.unclosed_final:
             return None, feedback.UNCLOSED_FINAL
-        return None, feedback.AFTER_OUTPUT if reply.cells else feedback.NUDGE
+        return None, self._next_step if reply.cells else feedback.NUDGE
 
     async def _run_cell(self, number: int, code: str) -> tuple[str | None, str, bool]:
         """Run one cell: the answer it gave, the report of it, and whether it went well."""

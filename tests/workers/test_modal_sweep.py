@@ -152,6 +152,7 @@ def test_all_workers_of_a_scope_can_be_ended_at_once(on_modal):
             other = await on_modal.launcher(server, scope="another").start()
             async with on_modal.pool(server, 2) as pool:
                 await take_all(pool, prompts(40))
+                await all_started(pool)
             assert await terminate_all(on_modal.app_id, on_modal.scope) == 2
             await until(lambda: on_modal.alive() == [other.id])
             assert await terminate_all(on_modal.app_id, on_modal.scope) == 0
