@@ -101,7 +101,7 @@ def told(*replies):
     """What a root LM that gives these replies is told after each of them."""
     root = Root(*replies, "FINAL(42)")
     loop = Loop("run", root, Repl(), Budget(Limits(), PriceList({})), lambda _: None)
-    asyncio.run(loop.run("system", "question", "go on", 20))
+    asyncio.run(loop.run("system", "question", "If this output shows the answer, reply with one ```python block.", 20))
     assert all(later[: len(earlier)] == earlier for earlier, later in zip(root.asked, root.asked[1:], strict=False))
     return [messages[-1]["content"] for messages in root.asked[1:]]
 
