@@ -261,6 +261,7 @@ async def _splice(
             await prologue(b_reader, a_writer)
         await pipe(b_reader, a_writer)
     finally:
+        b_writer.close()  # before the first await, at which we may be cancelled
         forth.cancel()
         await asyncio.gather(forth, return_exceptions=True)
         await _hang_up(b_writer)
