@@ -196,10 +196,12 @@ class Fleet:
         return entry if published else None
 
     async def _undo(self, slot: int, claim: str, entry: WorkerEntry | None) -> None:
-        await self._registry.release(slot, claim)
-        if entry is not None:
-            del self._started[entry.id]
-            await self._launcher.stop(entry)
+        try:
+            await self._registry.release(slot, claim)
+        finally:
+            if entry is not None:
+                del self._started[entry.id]
+                await self._launcher.stop(entry)
 
     # Ends
 
@@ -249,10 +251,12 @@ class Fleet:
         await worker.client.aclose()
         ours = self._started.pop(worker.entry.id, None) is not None
         to_stop = worker.entry.id in self._evicted or (ours and not self._registry.outlives_pool)
-        if to_stop or worker.retired:
-            await self._registry.remove(worker.slot, worker.entry)
-        if to_stop:
-            await self._launcher.stop(worker.entry)
+        try:
+            if to_stop or worker.retired:
+                await self._registry.remove(worker.slot, worker.entry)
+        finally:
+            if to_stop:
+                await self._launcher.stop(worker.entry)
 
     def _count_death(self, why: str) -> None:
         self._deaths += 1
