@@ -77,9 +77,10 @@ def provider_secret() -> modal.Secret:
     return modal.Secret.from_name("openai-secret", required_keys=["OPENAI_API_KEY"])
 
 
+provider_secrets = [provider_secret()]
 solving: dict[str, Any] = {
     "image": function_image,
-    "secrets": [provider_secret()],
+    "secrets": provider_secrets,
     "volumes": {runs.UPLOADS: contexts},
     "timeout": 6 * HOURS,
     "cpu": 1.0,
@@ -126,7 +127,7 @@ async def solve_live(request: RunRequest) -> AsyncIterator[Event | RunResult]:
         yield item
 
 
-@app.function(image=function_image, secrets=[provider_secret()], schedule=modal.Period(minutes=5), max_containers=1)
+@app.function(image=function_image, secrets=provider_secrets, schedule=modal.Period(minutes=5), max_containers=1)
 async def reconcile() -> dict[str, int]:
     """Bring Sandboxes and registry together again; what was found and done, as counts."""
     scope = worker_sandbox(Provider.from_environment()).scope

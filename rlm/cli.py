@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ANSWERED, BAD_INPUT, NO_ANSWER, INTERRUPTED = 0, 2, 3, 130
+ANSWERED, NO_ANSWER, INTERRUPTED = 0, 3, 130
 
 
 class Commands(click.Group):
@@ -27,7 +27,7 @@ class Commands(click.Group):
         """Run a command; what we raise on purpose becomes one line on stderr."""
         from asyncio import CancelledError
 
-        from rlm.errors import InputError, RLMError
+        from rlm.errors import RLMError, exit_status, in_one_line
 
         try:
             return super().invoke(ctx)
@@ -35,8 +35,8 @@ class Commands(click.Group):
             click.echo("rlm: interrupted", err=True)
             sys.exit(INTERRUPTED)
         except RLMError as exc:
-            click.echo(f"rlm: {' '.join(str(exc).split())}", err=True)
-            sys.exit(BAD_INPUT if isinstance(exc, InputError) else NO_ANSWER)
+            click.echo(in_one_line(exc), err=True)
+            sys.exit(exit_status(exc))
 
 
 def run_options(command: F) -> F:

@@ -23,6 +23,16 @@ class RLMError(Exception):
     """The root of every error this package raises on purpose. The message is one line with the remedy."""
 
 
+def in_one_line(exc: RLMError) -> str:
+    """What a command prints of an error that ends it."""
+    return f"rlm: {' '.join(str(exc).split())}"
+
+
+def exit_status(exc: RLMError) -> int:
+    """What a command that the error ends exits with: 2 for bad input, 3 for everything else."""
+    return 2 if isinstance(exc, InputError) else 3
+
+
 class InputError(RLMError):
     """What the user gave cannot be used."""
 

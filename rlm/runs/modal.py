@@ -18,7 +18,7 @@ import modal
 from rlm.config import Provider
 from rlm.context import Context
 from rlm.engine import RLM, RunResult
-from rlm.errors import InputError, PlatformError, RLMError
+from rlm.errors import PlatformError, RLMError, exit_status, in_one_line
 from rlm.events import Emit
 from rlm.running import environment_with
 from rlm.runs.request import Paths, RunRequest, Uploaded, make_run
@@ -117,8 +117,8 @@ def one_line_errors() -> Iterator[None]:
         with as_platform_error():
             yield
     except RLMError as exc:
-        sys.stderr.write(f"rlm: {' '.join(str(exc).split())}\n")
-        raise SystemExit(2 if isinstance(exc, InputError) else 3) from exc
+        sys.stderr.write(f"{in_one_line(exc)}\n")
+        raise SystemExit(exit_status(exc)) from exc
 
 
 class DictRunStore:
