@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from rlm.errors import ReplBrokenError, ReplDiedError
-from rlm.repl.session import ReplProcess
+from rlm.repl.session import SIGNAL_STATUS, ReplProcess, how_it_ended
 from sandbox_image import driver_path
 
 ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
@@ -22,7 +22,6 @@ STDERR_KEPT_CHARS = 4_000
 STREAM_LIMIT_BYTES = 1 << 20
 PROBE_TIMEOUT_S = 10
 EXIT_TIMEOUT_S = 1
-SIGNAL_STATUS = 128
 
 # A shell stands between the namespace and Python: the first process of a PID namespace cannot be killed from
 # inside it, and `unshare` reports a killed child as exit status 1. What the shell says of its child is dropped.
@@ -153,21 +152,10 @@ class LocalReplProcess:
             self._stderr.cancel()
         status = await self._process.wait()
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
-        return self._how(status) if ended_by_itself else "it was killed"
+        if not ended_by_itself:
+            return "it was killed"
+        return how_it_ended(SIGNAL_STATUS - status if status < 0 else status, self._stderr_start)
 
     async def _drain_stderr(self, stream: asyncio.StreamReader) -> None:
         while data := await stream.read(STREAM_LIMIT_BYTES):
             self._stderr_start = (self._stderr_start + data.decode(errors="replace"))[:STDERR_KEPT_CHARS]
-
-    def _how(self, status: int) -> str:
-        lines = self._stderr_start.strip().split("\n")
-        number = -status if status < 0 else status - SIGNAL_STATUS
-        if number <= 0:
-            how, said = f"exit status {status}", lines[-1]
-        elif number == signal.SIGKILL:
-            how, said = "killed, perhaps because it ran out of memory", ""
-        else:
-            with contextlib.suppress(ValueError):
-                number = signal.Signals(number)
-            how, said = f"ended by {getattr(number, 'name', f'signal {number}')}", lines[0]
-        return f"{how}; {said}" if said else how

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import modal
 from modal.container_process import ContainerProcess
 
 from rlm.errors import ReplBrokenError, ReplDiedError
-from rlm.repl.session import ReplProcess
+from rlm.repl.session import OUT_OF_MEMORY, ReplProcess, how_it_ended
 from rlm.sandboxes.modal import MODAL_FAILED, create, terminate, terminate_after, words_of
 from rlm.workers.shield import uninterrupted
 
@@ -31,9 +30,7 @@ WRITE_BYTES = 4 << 20  # the client buffers no more than 16 MiB
 STREAM_LIMIT_BYTES = 1 << 20
 STDERR_KEPT_CHARS = 4_000
 EXIT_TIMEOUT_S = 5.0
-SIGNAL_STATUS = 128
 TIMED_OUT_STATUS = 124
-OUT_OF_MEMORY = "killed, perhaps because it ran out of memory"
 
 
 class ModalReplLauncher:
@@ -147,16 +144,7 @@ class ModalReplProcess:
                 await self._stderr_pump
         except MODAL_FAILED:
             return await self._how_the_sandbox_ended()
-        lines = self._stderr.strip().split("\n")
-        if status <= SIGNAL_STATUS:
-            how, said = f"exit status {status}", lines[-1]
-        elif status - SIGNAL_STATUS == signal.SIGKILL:
-            how, said = OUT_OF_MEMORY, ""
-        else:
-            number = status - SIGNAL_STATUS
-            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-            how, said = f"ended by {name}", lines[0]
-        return f"{how}; {said}" if said else how
+        return how_it_ended(status, self._stderr)
 
     async def _how_the_sandbox_ended(self) -> str:
         status = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 600.0
 WATCH_EVERY_S = 0.25
 MIB = 1 << 20
+SIGNAL_STATUS = 128
+OUT_OF_MEMORY = "killed, perhaps because it ran out of memory"
 MAX_HELD_BYTES = 256 * MIB  # of calls that wait for their answers, together
 MIN_CALL_BYTES = 64 << 10  # what a small one counts for
 MAX_ANSWER_CHARS = 10_000_000  # the driver refuses a longer one
@@ -87,6 +90,20 @@ class ReplLimits:
 
 
 CallHandler = Callable[[frames.Call], Awaitable[Sequence[object]]]
+
+
+def how_it_ended(status: int, stderr: str) -> str:
+    """How a driver ended, from its exit status (128 + n for signal n, as shells have it) and its stderr."""
+    lines = stderr.strip().split("\n")
+    number = status - SIGNAL_STATUS
+    if number <= 0:
+        how, said = f"exit status {status}", lines[-1]
+    elif number == signal.SIGKILL:
+        how, said = OUT_OF_MEMORY, ""
+    else:
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        how, said = f"ended by {name}", lines[0]
+    return f"{how}; {said}" if said else how
 
 
 class ReplSession:
