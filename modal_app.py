@@ -19,25 +19,26 @@ import modal
 
 import rlm
 import sandbox_image
-from rlm.bench.niah import QUESTION, expected_number
+from rlm.bench.niah import QUESTION, HaystackLines, expected_number
 from rlm.config import Provider, RunConfig
-from rlm.engine import RLM, Backend, RunResult
+from rlm.engine import RLM, Backend
 from rlm.events import Emit, Event
-from rlm.progress import PlainView
-from rlm.reconciler.modal import SweepPolicy, sweep
-from rlm.repl.modal import ModalReplLauncher
-from rlm.report import niah_lines, summary
-from rlm.runs import modal as runs
-from rlm.runs.request import HaystackLines, Paths, RunRequest, events_of
-from rlm.usage import load_prices
-from rlm.workers.modal import (
+from rlm.modal import runs
+from rlm.modal.reconcile import SweepPolicy, sweep
+from rlm.modal.registry import DictRegistry
+from rlm.modal.repl import ModalReplLauncher
+from rlm.modal.workers import (
     OPENAI_URL,
-    DictRegistry,
     ModalWorkerLauncher,
     WorkerSandbox,
     connect,
     registry_scope,
 )
+from rlm.progress import PlainView
+from rlm.report import niah_lines, summary
+from rlm.run import RunResult
+from rlm.runs.request import Paths, RunRequest, events_of
+from rlm.usage import load_prices
 
 MINUTES = 60
 HOURS = 60 * MINUTES

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlm.config import Limits, Provider, RunConfig
-    from rlm.engine import RLM, RunResult
+    from rlm.config import Limits, Provider, ReplLimits, RunConfig
+    from rlm.engine import RLM
     from rlm.errors import RLMError
-    from rlm.repl.session import ReplLimits
+    from rlm.run import RunResult
 
 __all__ = ["RLM", "Limits", "Provider", "RLMError", "ReplLimits", "RunConfig", "RunResult"]
 
@@ -24,9 +24,9 @@ _HOMES = {
     "Provider": "rlm.config",
     "RLM": "rlm.engine",
     "RLMError": "rlm.errors",
-    "ReplLimits": "rlm.repl.session",
+    "ReplLimits": "rlm.config",
     "RunConfig": "rlm.config",
-    "RunResult": "rlm.engine",
+    "RunResult": "rlm.run",
 }
 
 

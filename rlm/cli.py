@@ -13,7 +13,7 @@ import click
 from rlm.bench.commands import bench
 
 if TYPE_CHECKING:
-    from rlm.engine import RunResult
+    from rlm.run import RunResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,10 +162,10 @@ def niah(num_lines: int, seed: int | None, as_json: bool, offline: bool, **optio
     import random
 
     from rlm import report
-    from rlm.bench.niah import QUESTION, expected_number
+    from rlm.bench.niah import QUESTION, HaystackLines, expected_number
+    from rlm.environment import has_provider
     from rlm.errors import InputError
-    from rlm.running import answer_question, has_provider
-    from rlm.runs.request import HaystackLines
+    from rlm.running import answer_question
 
     if num_lines < 1:
         raise InputError(f"--num-lines must be 1 or more: {num_lines}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
 from rlm.errors import InputError
-from rlm.repl.session import ReplLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,22 @@ class Limits:
             value = getattr(self, item.name)
             if value is not None and value < 0:
                 raise InputError(f"{item.name} must not be negative: {value:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplLimits:
+    """What one REPL may take. `memory_mib` is on top of what its context needs.
+
+    A cell is interrupted after `cell_timeout_s`, and killed with its REPL when it still runs
+    `interrupt_grace_s` later. The time it waits for sub-LLMs does not count.
+    """
+
+    cell_timeout_s: float = 120.0
+    interrupt_grace_s: float = 5.0
+    max_output_chars: int = 10_000
+    memory_mib: int = 8_192
+    processes: int = 512
+    file_mib: int = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

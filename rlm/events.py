@@ -6,8 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rlm.repl.frames import CellResult
 from rlm.usage import TokenUsage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateOutput:
+    """What threads or processes of an earlier cell printed after it had ended."""
+
+    cell: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellOutput:
+    """What a cell did. `value` is the repr of its last expression, `error` its traceback, `final` its answer."""
+
+    stdout: str
+    stderr: str
+    value: str
+    error: str | None
+    final: str | None
+    late: list[LateOutput]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +72,7 @@ class CellFinished:
 
     run_id: str
     iteration: int
-    result: CellResult | None
+    result: CellOutput | None
     error: str | None
     seconds: float
 

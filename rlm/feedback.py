@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from rlm.repl.frames import CellResult
+from rlm.events import CellOutput
 
 AFTER_ERROR = (
     "The cell failed. Reply with one ```python block in which that is put right, or that does it in another way."
@@ -38,7 +38,7 @@ _UNKNOWN_NAME = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTIL
 _SHOUTED = ("FINAL", "FINAL_VAR", "SHOW_VARS")
 
 
-def cell_report(number: int, result: CellResult) -> str:
+def cell_report(number: int, result: CellOutput) -> str:
     """What cell `number` of a reply did."""
     parts = [f"Output of cell {number}:"]
     for late in result.late:

@@ -12,9 +12,8 @@ from typing import Protocol
 from rlm import events, feedback
 from rlm.budget import Budget
 from rlm.errors import ContextWindowError, LimitReachedError, ReplDiedError
-from rlm.events import Emit
+from rlm.events import CellOutput, Emit
 from rlm.models import ChatModel, Message
-from rlm.repl.frames import CellResult
 from rlm.reply import Reply, TextFinal, parse_reply
 
 SHORTEST_MESSAGE_CHARS = 500
@@ -24,7 +23,7 @@ LAST_REQUEST_TIMEOUT_S = 120.0
 class Repl(Protocol):
     """Runs cells."""
 
-    async def run(self, code: str) -> CellResult:
+    async def run(self, code: str) -> CellOutput:
         """Run a cell.
 
         Raises: ReplDiedError when the REPL died of it; the next call finds a fresh one.

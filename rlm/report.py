@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rlm.bench.niah import matches
-from rlm.engine import RunResult
+from rlm.run import RunResult
 
 
 def as_json(result: RunResult) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,42 +14,19 @@ from typing import Any
 
 import uvloop
 
-from rlm.config import Limits, Provider, RunConfig
-from rlm.engine import RLM, RunResult
+from rlm.config import Limits, Provider, ReplLimits, RunConfig
+from rlm.engine import RLM
+from rlm.environment import environment_with
 from rlm.errors import InputError
 from rlm.events import Emit, Event
 from rlm.progress import PlainView, TerminalView, View
-from rlm.repl.session import ReplLimits
+from rlm.run import RunResult
 from rlm.runs.log import RunLog
 from rlm.runs.request import ContextSource, RunRequest, make_run
 from rlm.usage import Price, PriceList, load_prices
 
-KEY_VARIABLES = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 SCRIPTED_ROOT, SCRIPTED_SUB = "scripted-root", "scripted-sub"
 FREE = PriceList(dict.fromkeys((SCRIPTED_ROOT, SCRIPTED_SUB), Price(input=0.0, output=0.0, cached_input=0.0)))
-
-
-def environment_with(env_file: Path | None) -> Mapping[str, str]:
-    """The environment, with what the file sets on top.
-
-    Raises: InputError when the file cannot be read.
-    """
-    if env_file is None:
-        return os.environ
-    from dotenv import dotenv_values
-
-    try:
-        with env_file.open(encoding="utf-8") as file:
-            found = {name: value for name, value in dotenv_values(stream=file).items() if value is not None}
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"cannot read {env_file}: {getattr(exc, 'strerror', None) or exc}") from exc
-    return {**os.environ, **found}
-
-
-def has_provider(env_file: Path | None) -> bool:
-    """Whether the environment or the file names a key or a base URL."""
-    environment = environment_with(env_file)
-    return any(environment.get(name, "").strip() for name in KEY_VARIABLES)
 
 
 def answer_question(

@@ -8,7 +8,7 @@ or from a subprocess, is ever taken for a frame. The first 16 bytes on stdin are
 host → REPL   hello {limits}             load {kind, files}           cell {number, code, timeout_s}
               answer {id, outcomes}
 REPL → host   ready {pid}                loaded {description}         load_failed {message}
-              call {id, kind, items, model}                           done {number, stdout, stderr, ...}
+              call {id, kind, items, model}                           done {number, output}
 
 Everything that comes from here is written by hostile code, as far as the host is concerned.
 """
@@ -218,7 +218,8 @@ class Repl:
             leave_fork(raised)
         final, self._final = self._final, None
         streams, late = self.output.current.take(), self.output.late()
-        self._channel.send("done", number=number, **streams, value=value, error=error, final=final, late=late)
+        output = {**streams, "value": value, "error": error, "final": final, "late": late}
+        self._channel.send("done", number=number, output=output)
 
     def _execute(self, filename: str, code: str) -> object:
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)

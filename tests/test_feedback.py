@@ -8,16 +8,16 @@ import pytest
 
 from rlm import Limits, feedback
 from rlm.budget import Budget
+from rlm.events import CellOutput, LateOutput
 from rlm.loop import Loop
 from rlm.models import ModelReply
-from rlm.repl.frames import CellResult, LateOutput
 from rlm.usage import PriceList, TokenUsage
 from tests.conftest import cell
 
 
 def result(**given):
     empty = {"stdout": "", "stderr": "", "value": "", "error": None, "final": None, "late": []}
-    return CellResult(op="done", number=1, **(empty | given))
+    return CellOutput(**(empty | given))
 
 
 class TestCellReports:

@@ -3,8 +3,8 @@ import io
 import pytest
 
 from rlm import events
+from rlm.events import CellOutput
 from rlm.progress import PlainView, Standing, some_lines, visible
-from rlm.repl.frames import CellResult
 from rlm.usage import TokenUsage
 
 STARTED = events.RunStarted(
@@ -98,9 +98,7 @@ def test_long_output_is_cut_to_its_first_and_last_lines():
 
 def test_plain_lines_tell_the_steps_without_escapes():
     out = io.StringIO()
-    result = CellResult(
-        op="done", number=1, stdout="\x1b[2Jhello\n", stderr="", value="", error=None, final=None, late=[]
-    )
+    result = CellOutput(stdout="\x1b[2Jhello\n", stderr="", value="", error=None, final=None, late=[])
     with PlainView(out) as view:
         view(STARTED)
         view(events.CellFinished(run_id="r", iteration=1, result=result, error=None, seconds=0.25))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from rlm.bench.report import Report
+    from rlm.bench.speed.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,8 +57,8 @@ def fanout(
     as_json: bool,  # noqa: FBT001  # as click gives it
 ) -> None:
     """Sub-LLM calls in parallel, the whole way from a cell to the model and back."""
-    from rlm.bench.fanout import TABLE, Case, measure
-    from rlm.bench.peers import find_peer
+    from rlm.bench.speed.fanout import TABLE, Case, measure
+    from rlm.bench.speed.peers import find_peer
     from rlm.errors import InputError
 
     if prompts is None and latency_s is not None:
@@ -72,8 +72,8 @@ def fanout(
 @report_options
 def cells(count: int, peer_python: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """Cells with nothing in them, there and back, and the start of a REPL."""
-    from rlm.bench.cells import measure
-    from rlm.bench.peers import find_peer
+    from rlm.bench.speed.cells import measure
+    from rlm.bench.speed.peers import find_peer
 
     show(measure(count, peer=find_peer(peer_python)), as_json=as_json)
 
@@ -83,8 +83,8 @@ def cells(count: int, peer_python: Path | None, as_json: bool) -> None:  # noqa:
 @report_options
 def context(mib: int, peer_python: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """A large context until the first cell has run, and the memory it takes."""
-    from rlm.bench.context import measure
-    from rlm.bench.peers import find_peer
+    from rlm.bench.speed.context import measure
+    from rlm.bench.speed.peers import find_peer
 
     show(measure(mib, peer=find_peer(peer_python)), as_json=as_json)
 
@@ -94,8 +94,8 @@ def context(mib: int, peer_python: Path | None, as_json: bool) -> None:  # noqa:
 @report_options
 def startup(runs: int, peer_python: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """The start of the package and of the command line."""
-    from rlm.bench.peers import find_peer
-    from rlm.bench.startup import measure
+    from rlm.bench.speed.peers import find_peer
+    from rlm.bench.speed.startup import measure
 
     show(measure(runs, peer=find_peer(peer_python)), as_json=as_json)
 
@@ -104,6 +104,6 @@ def startup(runs: int, peer_python: Path | None, as_json: bool) -> None:  # noqa
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def modal(as_json: bool) -> None:  # noqa: FBT001
     """A run's parts on the stand-in for Modal: python -m tests.modal_double -- rlm bench modal."""
-    from rlm.bench.modal import measure
+    from rlm.bench.speed.modal import measure
 
     show(measure(), as_json=as_json)

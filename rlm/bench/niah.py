@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlm.context import Context
+
 WORDS = ("blah", "random", "text", "data", "content", "information", "sample")
 WORDS_PER_LINE = (3, 8)
 QUESTION = "What is the magic number? Answer with the number alone."
@@ -23,6 +25,19 @@ class Haystack:
     path: Path
     question: str
     expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class HaystackLines:
+    """The benchmark's haystack, made where it is read."""
+
+    num_lines: int
+    seed: int
+
+    def open(self, scratch: Path) -> Context:
+        """Make it."""
+        haystack = make_haystack(scratch / "haystack.txt", num_lines=self.num_lines, seed=self.seed)
+        return Context(kind="text", files=(("haystack.txt", haystack.path),))
 
 
 def make_haystack(path: Path, *, num_lines: int, seed: int) -> Haystack:

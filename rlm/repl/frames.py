@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from rlm.events import CellOutput
+
 NONCE_BYTES = 16
 HEADER_BYTES = NONCE_BYTES + 4
 MAX_FRAME_BYTES = 257 << 20  # the driver refuses to send more than 256 MiB
@@ -83,33 +85,19 @@ Call = LLMCall | RLMCall | BudgetCall
 
 
 @dataclass(frozen=True, slots=True)
-class LateOutput:
-    """What threads or processes of an earlier cell printed after it had ended."""
-
-    cell: int
-    stdout: str
-    stderr: str
-
-
-@dataclass(frozen=True, slots=True)
-class CellResult:
-    """What a cell did. `value` is the repr of its last expression, `error` its traceback, `final` its answer."""
+class Done:
+    """A cell has run."""
 
     op: Literal["done"]
     number: int
-    stdout: str
-    stderr: str
-    value: str
-    error: str | None
-    final: str | None
-    late: list[LateOutput]
+    output: CellOutput
 
 
 _BY_CALL = Annotated[LLMCall | RLMCall | BudgetCall, Field(discriminator="kind")]
-_FRAME: TypeAdapter[Ready | Loaded | LoadFailed | CellResult | Call] = TypeAdapter(
-    Annotated[Ready | Loaded | LoadFailed | CellResult | _BY_CALL, Field(discriminator="op")]
+_FRAME: TypeAdapter[Ready | Loaded | LoadFailed | Done | Call] = TypeAdapter(
+    Annotated[Ready | Loaded | LoadFailed | Done | _BY_CALL, Field(discriminator="op")]
 )
-Frame = Ready | Loaded | LoadFailed | CellResult | LLMCall | RLMCall | BudgetCall
+Frame = Ready | Loaded | LoadFailed | Done | LLMCall | RLMCall | BudgetCall
 
 
 def decode(body: bytes) -> Frame:

@@ -7,13 +7,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from rlm.config import ReplLimits
 from rlm.context import Context
 from rlm.errors import InputError, ReplBrokenError, ReplDiedError
+from rlm.events import CellOutput
 from rlm.repl import frames
 
 START_TIMEOUT_S = 60.0
@@ -64,32 +65,17 @@ class ReplLauncher(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplLimits:
-    """What one REPL may take. `memory_mib` is on top of what its context needs.
-
-    A cell is interrupted after `cell_timeout_s`, and killed with its REPL when it still runs
-    `interrupt_grace_s` later. The time it waits for sub-LLMs does not count.
-    """
-
-    cell_timeout_s: float = 120.0
-    interrupt_grace_s: float = 5.0
-    max_output_chars: int = 10_000
-    memory_mib: int = 8_192
-    processes: int = 512
-    file_mib: int = 1_024
-
-    def resources(self, context_bytes: int) -> dict[str, int]:
-        """The same as names and values of setrlimit."""
-        return {
-            "RLIMIT_AS": self.memory_mib * MIB + 4 * context_bytes,
-            "RLIMIT_NPROC": self.processes,
-            "RLIMIT_FSIZE": self.file_mib * MIB,
-            "RLIMIT_CORE": 0,
-        }
-
-
 CallHandler = Callable[[frames.Call], Awaitable[Sequence[object]]]
+
+
+def resources(limits: ReplLimits, context_bytes: int) -> dict[str, int]:
+    """The limits as names and values of setrlimit."""
+    return {
+        "RLIMIT_AS": limits.memory_mib * MIB + 4 * context_bytes,
+        "RLIMIT_NPROC": limits.processes,
+        "RLIMIT_FSIZE": limits.file_mib * MIB,
+        "RLIMIT_CORE": 0,
+    }
 
 
 def how_it_ended(status: int, stderr: str) -> str:
@@ -140,7 +126,7 @@ class ReplSession:
     ) -> None:
         await self.close()
 
-    async def run(self, code: str) -> frames.CellResult:
+    async def run(self, code: str) -> CellOutput:
         """Run a cell to its end. When it raises, or is cancelled, the process is gone.
 
         Raises: ReplDiedError when its process ended; the next call finds a fresh one with the context loaded.
@@ -151,10 +137,8 @@ class ReplSession:
         timeout_s = self._limits.cell_timeout_s
         watch = asyncio.create_task(self._kill_when_stuck())
         try:
-            result = await self._ask(
-                frames.CellResult, None, "cell", number=self._cells, code=code, timeout_s=timeout_s
-            )
-            self._check(result)
+            done = await self._ask(frames.Done, None, "cell", number=self._cells, code=code, timeout_s=timeout_s)
+            self._check(done)
         except ReplDiedError as exc:
             how = await self.close()
             raise ReplDiedError(str(exc) or f"the REPL process ended: {how}") from exc
@@ -163,7 +147,7 @@ class ReplSession:
             raise
         finally:
             watch.cancel()
-        return result
+        return done.output
 
     async def close(self) -> str:
         """End the process and every call under way. Tells how the process ended."""
@@ -181,7 +165,7 @@ class ReplSession:
             self._nonce = os.urandom(frames.NONCE_BYTES)
             self._process = process = await self._launcher.start()
             self._reading = asyncio.create_task(self._read_frames(process.reader))
-            limits = self._limits.resources(self._context.size_bytes)
+            limits = resources(self._limits, self._context.size_bytes)
             await process.write(self._nonce)
             await self._ask(
                 frames.Ready, START_TIMEOUT_S, "hello", limits=limits, max_output_chars=self._limits.max_output_chars
@@ -211,12 +195,13 @@ class ReplSession:
             raise broken_protocol(f"it answered {op!r} with {type(reply).__name__}")
         return reply
 
-    def _check(self, result: frames.CellResult) -> None:
+    def _check(self, done: frames.Done) -> None:
         """A cell can forge its result, but not one that costs more than a true one."""
+        result = done.output
         room = 4 * self._limits.max_output_chars + MAX_ERROR_CHARS
         late_chars = sum(len(late.stdout) + len(late.stderr) for late in result.late)
         texts = (result.stdout, result.stderr, result.value, result.error or "")
-        if result.number != self._cells or max(*map(len, texts), late_chars) > room:
+        if done.number != self._cells or max(*map(len, texts), late_chars) > room:
             raise broken_protocol("no such result is possible")
         if len(result.final or "") > MAX_ANSWER_CHARS:
             raise broken_protocol("no such answer is possible")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from rlm.bench.niah import make_haystack
 from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_paths, context_from_value
-from rlm.engine import RLM, RunResult, new_run_id
+from rlm.engine import RLM
 from rlm.events import Emit, Event
+from rlm.run import RunResult, new_run_id
 
 
 class ContextSource(Protocol):
@@ -46,19 +46,6 @@ class Paths:
     def open(self, scratch: Path) -> Context:
         """The files where they are."""
         return context_from_paths(self.names, scratch)
-
-
-@dataclass(frozen=True, slots=True)
-class HaystackLines:
-    """The benchmark's haystack, made where it is read."""
-
-    num_lines: int
-    seed: int
-
-    def open(self, scratch: Path) -> Context:
-        """Make it."""
-        haystack = make_haystack(scratch / "haystack.txt", num_lines=self.num_lines, seed=self.seed)
-        return Context(kind="text", files=(("haystack.txt", haystack.path),))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

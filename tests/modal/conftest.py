@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import modal
 import pytest
 
 from rlm.offline.server import OfflineServer, OfflineSettings, serve_offline
+from tests.modal.workers_support import OnModal
 from tests.modal_double import ModalDouble
-from tests.modal_double.fixtures import needs_isolation
+from tests.modal_double.fixtures import modal_double, modal_faults, needs_isolation
+from tests.repl.conftest import repl, start
 
-__all__ = ["needs_isolation"]
+__all__ = ["modal_double", "modal_faults", "needs_isolation", "repl", "start"]
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "the-api-token"
@@ -93,3 +97,15 @@ def cloud(needs_isolation: None) -> Iterator[Cloud]:
 def api(cloud: Cloud) -> Iterator[Api]:
     with deployed(cloud) as api:
         yield api
+
+
+@pytest.fixture
+def on_modal(modal_double: ModalDouble, needs_isolation: None) -> Iterator[OnModal]:
+    it = OnModal(modal_double, modal.App.lookup(f"rlm-{uuid.uuid4().hex[:8]}", create_if_missing=True))
+    yield it
+    it.end()
+
+
+@pytest.fixture
+def store(modal_double: ModalDouble) -> modal.Dict:
+    return modal.Dict.from_name(f"rlm-{uuid.uuid4().hex[:8]}", create_if_missing=True)

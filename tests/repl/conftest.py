@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rlm.config import ReplLimits
 from rlm.context import context_from_value
-from rlm.repl.frames import CellResult
-from rlm.repl.local import LocalReplLauncher
-from rlm.repl.session import ReplLimits, ReplSession
-from tests.modal_double.fixtures import modal_double, modal_faults, needs_isolation
-
-__all__ = ["modal_double", "modal_faults", "needs_isolation"]
+from rlm.events import CellOutput
+from rlm.local.repl import LocalReplLauncher
+from rlm.repl.session import ReplSession
 
 
 async def shout(call):
@@ -35,7 +33,7 @@ class Repl:
         self.session = session
         self.description = session.context_description
 
-    def run(self, code: str) -> CellResult:
+    def run(self, code: str) -> CellOutput:
         return self.runner.run(self.session.run(textwrap.dedent(code)))
 
     def close(self) -> str:

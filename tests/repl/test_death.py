@@ -62,24 +62,25 @@ FRAMES = """
         return channel._nonce + len(body).to_bytes(4, "big") + body
     def forge(data):
         while data: data = data[os.write(channel._out, data):]
-    done = dict(op="done", number=1, stdout="", stderr="", value="", error=None, final=None, late=[])
+    output = dict(stdout="", stderr="", value="", error=None, final=None, late=[])
+    def done(number=1, **given): return frame(op="done", number=number, output=output | given)
 """
 
 FORGED = {
     "garbage": "forge(os.urandom(100_000))",
-    "another nonce": "forge(bytes(16) + frame(**done)[16:])",
+    "another nonce": "forge(bytes(16) + done()[16:])",
     "a huge header": "forge(channel._nonce + b'\\xff' * 4)",
     "a header and then nothing": "forge(channel._nonce + (200 << 20).to_bytes(4, 'big')); time.sleep(60)",
     "no JSON": "forge(channel._nonce + (5).to_bytes(4, 'big') + b'[[[[[')",
     "deep JSON": "forge(channel._nonce + (10 ** 6).to_bytes(4, 'big') + b'[' * 10 ** 6)",
     "an unknown frame": "forge(frame(op='evil'))",
-    "a lone surrogate": "forge(frame(**done | {'stdout': '\\ud800'}))",
-    "fields of other types": "forge(frame(**done | {'late': 5}))",
+    "a lone surrogate": "forge(done(stdout='\\ud800'))",
+    "fields of other types": "forge(done(late=5))",
     "an answer to nothing": "forge(frame(op='ready', pid=1))",
-    "another cell's result": "forge(frame(**done | {'number': 7}))",
-    "a huge output": "forge(frame(**done | {'number': 2, 'stdout': 'x' * 10_000_000}))",
-    "huge late output": "forge(frame(**done | dict(number=2, late=[dict(cell=1, stdout='x' * 50, stderr='')] * 5000)))",
-    "a huge answer": "forge(frame(**done | {'number': 2, 'final': 'x' * 10_000_001}))",
+    "another cell's result": "forge(done(7))",
+    "a huge output": "forge(done(2, stdout='x' * 10_000_000))",
+    "huge late output": "forge(done(2, late=[dict(cell=1, stdout='x' * 50, stderr='')] * 5000))",
+    "a huge answer": "forge(done(2, final='x' * 10_000_001))",
 }
 
 
@@ -147,7 +148,7 @@ def test_a_flood_of_calls_is_held_back_until_they_are_answered(start):
 def test_a_forged_result_is_of_no_use_for_the_next_cell(start):
     repl = start()
     repl.run(FRAMES)
-    assert repl.run("forge(frame(**done | {'number': 2, 'final': 'lie'}))\ntime.sleep(0.1)").final == "lie"
+    assert repl.run("forge(done(2, final='lie'))\ntime.sleep(0.1)").final == "lie"
     with pytest.raises(ReplDiedError, match="no such result is possible"):
         repl.run("'honest'")
     assert repl.run("'honest'").value == "'honest'"
@@ -176,7 +177,7 @@ def test_a_context_that_cannot_be_read_is_bad_input(start, tmp_path):
 def test_a_driver_that_does_not_come_up_is_told(start, tmp_path):
     class Launcher:
         async def start(self):
-            from rlm.repl.local import LocalReplProcess
+            from rlm.local.repl import LocalReplProcess
 
             folder = tmp_path / "scratch"
             folder.mkdir()

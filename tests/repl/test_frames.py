@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlm.events import CellOutput, LateOutput
 from rlm.repl import frames
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -19,23 +20,22 @@ value = st.recursive(
     max_leaves=10,
 )
 model = st.none() | text
-late = st.builds(frames.LateOutput, cell=number, stdout=text, stderr=text)
+late = st.builds(LateOutput, cell=number, stdout=text, stderr=text)
+output = st.builds(
+    CellOutput,
+    stdout=text,
+    stderr=text,
+    value=text,
+    error=st.none() | text,
+    final=st.none() | text,
+    late=st.lists(late, max_size=3),
+)
 question = st.builds(frames.ChildQuestion, prompt=text, context=text, is_json=st.booleans())
 frame = st.one_of(
     st.builds(frames.Ready, op=st.just("ready"), pid=number),
     st.builds(frames.Loaded, op=st.just("loaded"), description=text),
     st.builds(frames.LoadFailed, op=st.just("load_failed"), message=text),
-    st.builds(
-        frames.CellResult,
-        op=st.just("done"),
-        number=number,
-        stdout=text,
-        stderr=text,
-        value=text,
-        error=st.none() | text,
-        final=st.none() | text,
-        late=st.lists(late, max_size=3),
-    ),
+    st.builds(frames.Done, op=st.just("done"), number=number, output=output),
     *(
         st.builds(
             kind, op=st.just("call"), kind=st.just(name), id=number, items=st.lists(items, max_size=3), model=model

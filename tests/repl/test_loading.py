@@ -140,8 +140,9 @@ def test_a_context_of_1_gib(one_gib):
         import asyncio, sys, time
         from pathlib import Path
         from rlm.context import context_from_paths
-        from rlm.repl.local import LocalReplLauncher
-        from rlm.repl.session import ReplLimits, ReplSession
+        from rlm.local.repl import LocalReplLauncher
+        from rlm.config import ReplLimits
+        from rlm.repl.session import ReplSession
         async def main():
             began = time.perf_counter()
             context = context_from_paths([sys.argv[1]], Path("/nonexistent"))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm.errors import SubLLMError
+from rlm.local.registry import MemoryRegistry
+from rlm.local.workers import LocalLauncher
 from rlm.offline.server import OfflineServer, OfflineSettings, serve_offline
 from rlm.workers.base import Completion, Prompt
-from rlm.workers.local import LocalLauncher
 from rlm.workers.pool import WorkerPool
-from rlm.workers.registry import MemoryRegistry
 from rlm.workers.retry import RetryPolicy
 
 FAST = RetryPolicy(base_s=0.02, cap_s=0.1)

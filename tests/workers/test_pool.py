@@ -6,11 +6,11 @@ import itertools
 import pytest
 
 from rlm.errors import InputError, PoolBrokenError
+from rlm.local.registry import MemoryRegistry
+from rlm.local.workers import LocalLauncher
 from rlm.offline.server import Fault, OfflineSettings
 from rlm.workers.base import Prompt
-from rlm.workers.local import LocalLauncher
 from rlm.workers.pool import WorkerPool
-from rlm.workers.registry import MemoryRegistry
 from tests.workers.support import FAST, echo, pool_of, prompts, take_all, texts, until, worker_pids
 
 

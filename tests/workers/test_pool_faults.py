@@ -11,12 +11,12 @@ from functools import partial
 import pytest
 
 from rlm.errors import KeyRefusedError, PoolBrokenError, SubLLMError, UnknownModelError
+from rlm.local.registry import MemoryRegistry
+from rlm.local.workers import LocalLauncher
 from rlm.offline.server import Fault, OfflineSettings, serve_offline
 from rlm.workers.base import Completion
 from rlm.workers.client import HttpWorkerClient
-from rlm.workers.local import LocalLauncher
 from rlm.workers.pool import WorkerPool
-from rlm.workers.registry import MemoryRegistry
 from rlm.workers.retry import RetryPolicy
 from tests.workers.support import FAST, echo, pool_of, prompts, provider_env, take_all, texts, until, worker_pids
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlm.errors import PoolBrokenError, SubLLMError, WorkerError
+from rlm.local.registry import MemoryRegistry
 from rlm.usage import TokenUsage
 from rlm.workers.base import Answer, Completion, Prompt, ProviderFailure, WorkerBusy, WorkerEntry
 from rlm.workers.pool import WorkerPool
-from rlm.workers.registry import MemoryRegistry
 from rlm.workers.retry import RetryPolicy
 
 POLICY = RetryPolicy(attempts=6, base_s=0.001, cap_s=0.002, deaths=10_000)

@@ -11,10 +11,10 @@ import aiohttp
 import pytest
 
 from rlm.errors import WorkerError
+from rlm.local.workers import LocalLauncher
 from rlm.offline.server import Fault, OfflineSettings, serve_offline
 from rlm.workers.base import Answer, Prompt, ProviderFailure, WorkerBusy
 from rlm.workers.client import HttpWorkerClient
-from rlm.workers.local import LocalLauncher
 from sandbox_image import worker
 from tests.workers.support import echo, provider_env, until
 

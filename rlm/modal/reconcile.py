@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import modal
 
 from rlm.errors import WorkerError
-from rlm.repl.modal import ROLE as REPL_ROLE
-from rlm.sandboxes.modal import MODAL_FAILED, ROLE_TAG, age_s, list_running, terminate
+from rlm.modal.registry import DictRegistry
+from rlm.modal.repl import ROLE as REPL_ROLE
+from rlm.modal.sandboxes import MODAL_FAILED, ROLE_TAG, age_s, list_running, terminate
+from rlm.modal.workers import CLAIM_LIFE_S, PORT, ROLE, SCOPE_TAG, as_worker_error, connect
 from rlm.workers.base import WorkerEntry
-from rlm.workers.modal import CLAIM_LIFE_S, PORT, ROLE, SCOPE_TAG, DictRegistry, as_worker_error, connect
 
 OUTCOMES = ("kept", "idle", "rotated", "lost", "orphans", "repls", "failed")
 NO_ANSWER = {"in_flight": 0, "done": -1}  # a worker that does not answer does nothing

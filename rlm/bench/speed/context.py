@@ -1,6 +1,6 @@
 """How long a large context takes until the first cell has run, and the memory of REPL and host.
 
-`python -m rlm.bench.context FILE` is the part that is measured: a fresh process, so that its memory is that of a
+`python -m rlm.bench.speed.context FILE` is the part that is measured: a fresh process, so that its memory is that of a
 run and of nothing else. Memory is as Linux tells it, the peak (VmHWM).
 """
 
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlm.bench.peers import Peer
-from rlm.bench.report import Report, Row
+from rlm.bench.speed.peers import Peer
+from rlm.bench.speed.report import Report, Row
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -44,7 +44,7 @@ def measure(mib: int, *, peer: Peer | None) -> Report:
         path = Path(folder) / "context.txt"
         chars = write_latin_text(path, mib)
         started = time.perf_counter()
-        command = [sys.executable, "-m", "rlm.bench.context", str(path)]
+        command = [sys.executable, "-m", "rlm.bench.speed.context", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         process_s = time.perf_counter() - started
         if done.returncode != 0:
@@ -107,12 +107,12 @@ def write_latin_text(path: Path, mib: int) -> int:
 
 async def load_and_run(path: Path) -> dict[str, Any]:
     """Load the file as the context and run the first cell, with all that a run imports."""
-    from rlm.bench.cells import no_calls
-    from rlm.config import Provider
+    from rlm.bench.speed.cells import no_calls
+    from rlm.config import Provider, ReplLimits
     from rlm.context import context_from_paths
     from rlm.engine import local_backend
     from rlm.errors import RLMError
-    from rlm.repl.session import ReplLimits, ReplSession
+    from rlm.repl.session import ReplSession
 
     launcher = local_backend(Provider(api_key="none")).repl_launcher
     started = time.perf_counter()

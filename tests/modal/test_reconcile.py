@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from rlm.errors import WorkerError
+from rlm.modal.reconcile import SweepPolicy, sweep, terminate_all
+from rlm.modal.repl import ModalReplLauncher
+from rlm.modal.workers import connect, registry_scope
 from rlm.offline.server import OfflineSettings, serve_offline
-from rlm.reconciler.modal import SweepPolicy, sweep, terminate_all
-from rlm.repl.modal import ModalReplLauncher
-from rlm.workers.modal import connect, registry_scope
-from tests.workers.modal_support import IMAGE, all_started
+from tests.modal.workers_support import IMAGE, all_started
 from tests.workers.support import echo, prompts, take_all, texts, until
 
 NOTHING = dict.fromkeys(("kept", "idle", "rotated", "lost", "orphans", "repls", "failed"), 0)

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from rlm.config import ReplLimits
 from rlm.context import context_from_value
 from rlm.errors import ReplDiedError
-from rlm.repl.local import LocalReplLauncher
-from rlm.repl.session import ReplLimits, ReplSession
+from rlm.local.repl import LocalReplLauncher
+from rlm.repl.session import ReplSession
 
 NOTICE = """
     import asyncio
-    from rlm.repl.local import LocalReplLauncher
+    from rlm.local.repl import LocalReplLauncher
     print(asyncio.run(LocalReplLauncher().notice()))
 """
 
@@ -58,8 +59,9 @@ SESSION = """
     import asyncio, sys, tempfile
     from pathlib import Path
     from rlm.context import context_from_value
-    from rlm.repl.local import LocalReplLauncher
-    from rlm.repl.session import ReplLimits, ReplSession
+    from rlm.local.repl import LocalReplLauncher
+    from rlm.config import ReplLimits
+    from rlm.repl.session import ReplSession
 
     async def answer(call): return [{"text": p} for p in call.items]
     async def main():

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlm.bench.peers import Peer
-from rlm.bench.report import Report, Row
+from rlm.bench.speed.peers import Peer
+from rlm.bench.speed.report import Report, Row
 from rlm.errors import InputError, RLMError
 
 

@@ -11,8 +11,8 @@ import modal
 from modal.container_process import ContainerProcess
 
 from rlm.errors import ReplBrokenError, ReplDiedError
+from rlm.modal.sandboxes import MODAL_FAILED, create, terminate, terminate_after, words_of
 from rlm.repl.session import OUT_OF_MEMORY, ReplProcess, how_it_ended
-from rlm.sandboxes.modal import MODAL_FAILED, create, terminate, terminate_after, words_of
 from rlm.workers.shield import uninterrupted
 
 HOURS = 60 * 60

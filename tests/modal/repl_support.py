@@ -8,7 +8,7 @@ from pathlib import Path
 import modal
 
 import sandbox_image
-from rlm.repl.modal import ModalReplLauncher
+from rlm.modal.repl import ModalReplLauncher
 from tests.modal_double import ModalDouble
 from tests.modal_double.double import SandboxInfo
 

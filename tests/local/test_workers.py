@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlm.errors import WorkerError
-from rlm.workers.local import STDERR_TAIL_BYTES, LocalLauncher
+from rlm.local.workers import STDERR_TAIL_BYTES, LocalLauncher
 from tests.workers.support import until, wait_for_end, worker_pids
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import modal
 
 import sandbox_image
+from rlm.modal.registry import DictRegistry
+from rlm.modal.sandboxes import list_running
+from rlm.modal.workers import ModalWorkerLauncher, Pace, WorkerSandbox, connect, registry_scope
 from rlm.offline.server import OfflineServer
-from rlm.sandboxes.modal import list_running
-from rlm.workers.modal import DictRegistry, ModalWorkerLauncher, Pace, WorkerSandbox, connect, registry_scope
 from rlm.workers.pool import WorkerPool
 from rlm.workers.retry import RetryPolicy
 from tests.modal_double import ModalDouble

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from rlm.workers.local import LocalLauncher
+from rlm.local.workers import LocalLauncher
 
 
 async def main() -> None:

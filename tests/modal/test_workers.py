@@ -10,10 +10,10 @@ import modal
 import pytest
 
 from rlm.errors import KeyRefusedError, PoolBrokenError, WorkerError
+from rlm.modal.sandboxes import CREATED_TAG, ROLE_TAG
+from rlm.modal.workers import SCOPE_TAG, ModalWorkerLauncher, Pace, connect, egress, registry_scope
 from rlm.offline.server import Fault, OfflineSettings, serve_offline
-from rlm.sandboxes.modal import CREATED_TAG, ROLE_TAG
-from rlm.workers.modal import SCOPE_TAG, ModalWorkerLauncher, Pace, connect, egress, registry_scope
-from tests.workers.modal_support import UNHURRIED, all_started
+from tests.modal.workers_support import UNHURRIED, all_started
 from tests.workers.support import FAST, echo, prompts, take_all, texts, until
 
 ECHO = OfflineSettings(sub_replies=echo)

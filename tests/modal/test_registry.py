@@ -10,8 +10,9 @@ import modal
 import pytest
 
 from rlm.errors import WorkerError
+from rlm.modal.registry import DictRegistry
+from rlm.modal.workers import CLAIM_LIFE_S
 from rlm.workers.base import WorkerRegistry
-from rlm.workers.modal import CLAIM_LIFE_S, DictRegistry
 from tests.workers.registry_contract import ENTRY, OTHER, Clock, RegistryContract
 
 pytestmark = pytest.mark.usefixtures("modal_double")

@@ -9,13 +9,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlm.bench.peers import Peer
-from rlm.bench.report import Report, Row
+from rlm.bench.speed.peers import Peer
+from rlm.bench.speed.report import Report, Row
+from rlm.config import ReplLimits
 from rlm.context import Context, context_from_value
 from rlm.errors import InputError, RLMError
+from rlm.local.repl import LocalReplLauncher
 from rlm.repl.frames import Call
-from rlm.repl.local import LocalReplLauncher
-from rlm.repl.session import ReplLimits, ReplSession
+from rlm.repl.session import ReplSession
 
 TARGET_P50_S = 0.001
 STARTS = 5

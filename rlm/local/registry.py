@@ -1,4 +1,4 @@
-"""The registry of one process. The one that processes share is in `rlm/workers/modal.py`."""
+"""The registry of one process. The one that processes share is in `rlm/modal/workers.py`."""
 
 from __future__ import annotations
 

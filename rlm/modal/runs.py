@@ -17,10 +17,11 @@ import modal
 
 from rlm.config import Provider
 from rlm.context import Context
-from rlm.engine import RLM, RunResult
+from rlm.engine import RLM
+from rlm.environment import environment_with
 from rlm.errors import PlatformError, RLMError, exit_status, in_one_line
 from rlm.events import Emit
-from rlm.running import environment_with
+from rlm.run import RunResult
 from rlm.runs.request import Paths, RunRequest, Uploaded, make_run
 from rlm.runs.store import ENDED, RunRecord
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import modal
 import pytest
 
+from rlm.config import ReplLimits
 from rlm.context import context_from_value
 from rlm.errors import ReplBrokenError, ReplDiedError
-from rlm.repl.modal import ModalReplProcess
-from rlm.repl.session import ReplLimits, ReplSession
-from rlm.sandboxes.modal import CREATED_TAG, ROLE_TAG, list_running, terminate
+from rlm.modal.repl import ModalReplProcess
+from rlm.modal.sandboxes import CREATED_TAG, ROLE_TAG, list_running, terminate
+from rlm.repl.session import ReplSession
+from tests.modal.repl_support import IMAGE, OnModal
 from tests.repl.conftest import shout
-from tests.repl.modal_support import IMAGE, OnModal
 
 MIB = 1 << 20
 

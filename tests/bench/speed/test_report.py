@@ -1,8 +1,8 @@
 import pytest
 
-from rlm.bench.fanout import TABLE, Case, Round, batch_row
-from rlm.bench.peers import SCRIPTS
-from rlm.bench.report import Report, Row
+from rlm.bench.speed.fanout import TABLE, Case, Round, batch_row
+from rlm.bench.speed.peers import SCRIPTS
+from rlm.bench.speed.report import Report, Row
 
 
 def test_less_is_better_unless_more_is():

@@ -14,11 +14,11 @@ from types import ModuleType
 from urllib.parse import urlsplit
 
 from rlm import events
-from rlm.bench.report import Report, Row
+from rlm.bench.speed.report import Report, Row
 from rlm.config import RunConfig
 from rlm.errors import InputError, RLMError
+from rlm.modal.runs import follow
 from rlm.offline.server import OfflineSettings, serve_offline
-from rlm.runs.modal import follow
 from rlm.runs.request import Inline, RunRequest
 
 WARM_RUNS = 5

@@ -1,7 +1,7 @@
 """What a local REPL does, one in a Sandbox does: the tests of the one, with the launcher of the other."""
 
+from tests.modal.test_repl import on_modal, start
 from tests.repl import test_cells, test_death
-from tests.repl.test_modal import on_modal, start
 
 __all__ = ["on_modal", "start"]
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlm.bench.offline import checked_counts, offline_llm
-from rlm.bench.peers import Peer
-from rlm.bench.report import Report, Row
+from rlm.bench.speed.offline import checked_counts, offline_llm
+from rlm.bench.speed.peers import Peer
+from rlm.bench.speed.report import Report, Row
 from rlm.budget import Budget
 from rlm.calls import CallAnswerer
-from rlm.config import Limits, Provider
+from rlm.config import Limits, Provider, ReplLimits
 from rlm.context import context_from_value
 from rlm.engine import ignore, local_backend
 from rlm.errors import InputError, RLMError, SubLLMError
 from rlm.offline.sub import NOT_FOUND
-from rlm.repl.session import ReplLimits, ReplSession
+from rlm.repl.session import ReplSession
 from rlm.usage import Price, PriceList
 from rlm.workers.base import Completion
 from rlm.workers.pool import WorkerPool

@@ -1,5 +1,5 @@
+from rlm.local.registry import CLAIM_LIFE_S, MemoryRegistry
 from rlm.workers.base import WorkerRegistry
-from rlm.workers.registry import CLAIM_LIFE_S, MemoryRegistry
 from tests.workers.registry_contract import Clock, RegistryContract
 
 

@@ -1,0 +1,1 @@
+"""How fast the machinery is, against the offline model."""

@@ -1,1 +1,0 @@
-"""Brings what runs on Modal and what the registry says of it together again."""

@@ -1,1 +1,0 @@
-"""Modal Sandboxes, whatever runs in them."""
