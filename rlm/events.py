@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from rlm.usage import TokenUsage
+
+JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A final answer as text; where it was another value than a str, as that value's JSON."""
+
+    text: str
+    is_json: bool = False
+
+    @property
+    def value(self) -> JsonValue:
+        """What was given: the text, or the value that it is the JSON of."""
+        return cast("JsonValue", json.loads(self.text)) if self.is_json else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +42,7 @@ class CellOutput:
     stderr: str
     value: str
     error: str | None
-    final: str | None
+    final: Answer | None
     late: list[LateOutput]
 
 

@@ -171,7 +171,8 @@ class Loop:
         )
         if result is None:
             return None, feedback.death_report(number, error or ""), False
-        return result.final, feedback.cell_report(number, result), result.error is None
+        final = None if result.final is None else result.final.text
+        return final, feedback.cell_report(number, result), result.error is None
 
     async def _ask_for_the_last_word(self, reason: str) -> str | None:
         """One more request, for the answer alone; the text of the reply, if it makes no use of FINAL."""

@@ -108,7 +108,7 @@ def cell_output(event: events.CellFinished) -> tuple[str, bool]:
     result = event.result
     if result is None:
         return visible(f"the REPL died: {event.error}"), True
-    final = "" if result.final is None else f"answer: {result.final}"
+    final = "" if result.final is None else f"answer: {result.final.text}"
     parts = [result.stdout, result.stderr, result.value, result.error or "", final]
     return some_lines(
         "\n".join(part.rstrip("\n") for part in parts if part), OUTPUT_LINES_SHOWN

@@ -218,7 +218,13 @@ class Repl:
             leave_fork(raised)
         final, self._final = self._final, None
         streams, late = self.output.current.take(), self.output.late()
-        output = {**streams, "value": value, "error": error, "final": final, "late": late}
+        output = {
+            **streams,
+            "value": value,
+            "error": error,
+            "final": None if final is None else {"text": final},
+            "late": late,
+        }
         self._channel.send("done", number=number, output=output)
 
     def _execute(self, filename: str, code: str) -> object:

@@ -203,7 +203,7 @@ class ReplSession:
         texts = (result.stdout, result.stderr, result.value, result.error or "")
         if done.number != self._cells or max(*map(len, texts), late_chars) > room:
             raise broken_protocol("no such result is possible")
-        if len(result.final or "") > MAX_ANSWER_CHARS:
+        if result.final is not None and len(result.final.text) > MAX_ANSWER_CHARS:
             raise broken_protocol("no such answer is possible")
 
     async def _read_frames(self, reader: asyncio.StreamReader) -> None:

@@ -14,6 +14,7 @@ import pytest
 from rlm.config import ReplLimits
 from rlm.context import context_from_value
 from rlm.errors import ReplBrokenError, ReplDiedError
+from rlm.events import Answer
 from rlm.modal.repl import ModalReplProcess
 from rlm.modal.sandboxes import CREATED_TAG, ROLE_TAG, list_running, terminate
 from rlm.repl.session import ReplSession
@@ -58,7 +59,7 @@ def test_cells_share_names_and_ask_sub_llms(start, on_modal):
     result = repl.run("print(x)\nparallel_llm_query(['one', 'two']) + [llm_query('three'), rlm_query('four', 'V')]")
     assert result.stdout == "é\n"
     assert result.value == """['ONE', 'TWO', 'THREE', "four over 'V'"]"""
-    assert repl.run("FINAL(x)").final == "é"
+    assert repl.run("FINAL(x)").final == Answer(text="é")
     (info,) = on_modal.sandboxes()
     assert info.blocked
     assert info.tags.items() >= {("run", "r1"), (ROLE_TAG, "repl")}

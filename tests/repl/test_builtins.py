@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from rlm.errors import ProviderError
+from rlm.events import Answer
 
 BUILTINS = ["context", "llm_query", "parallel_llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"]
 BUILTINS += ["FINAL", "FINAL_VAR", "SHOW_VARS", "budget", "SubLLMError", "BudgetError"]
@@ -153,7 +154,7 @@ def test_show_vars_tells_names_types_and_sizes(repl):
 
 def test_final_ends_the_cell_with_the_answer(repl):
     result = repl.run("x = 1\nprint('before')\nFINAL('the answer')\nx = 2")
-    assert (result.final, result.stdout, result.error) == ("the answer", "before\n", None)
+    assert (result.final.text, result.stdout, result.error) == ("the answer", "before\n", None)
     assert repl.run("x").value == "1"
     assert repl.run("x").final is None
 
@@ -187,12 +188,12 @@ def test_final_ends_the_cell_with_the_answer(repl):
     ],
 )
 def test_the_ways_to_answer(repl, code, final):
-    assert repl.run(code).final == final
+    assert repl.run(code).final == (None if final is None else Answer(text=final))
 
 
 def test_an_answer_can_be_made_over_several_cells(repl):
     assert repl.run("answer['content'] += 'a'").final is None
-    assert repl.run("answer['content'] += 'b'; answer['ready'] = True").final == "ab"
+    assert repl.run("answer['content'] += 'b'; answer['ready'] = True").final.text == "ab"
 
 
 def test_final_var_of_an_unknown_name_tells_the_known_ones(repl):
@@ -207,7 +208,7 @@ def test_an_answer_that_is_too_long_is_refused(repl):
     result = repl.run("answer.update(content='x' * 10_000_001, ready=True)")
     assert result.final is None
     assert "an answer may have" in result.error
-    assert len(repl.run("FINAL('x' * 10_000_000)").final) == 10_000_000
+    assert len(repl.run("FINAL('x' * 10_000_000)").final.text) == 10_000_000
 
 
 def test_the_answer_of_a_late_thread_is_not_lost(repl):
@@ -217,7 +218,7 @@ def test_the_answer_of_a_late_thread_is_not_lost(repl):
         thread = threading.Thread(target=lambda: (go.wait(), FINAL("late")))
         thread.start()
     """)
-    assert repl.run("go.set(); thread.join()").final == "late"
+    assert repl.run("go.set(); thread.join()").final.text == "late"
 
 
 def test_changes_inside_the_context_stay_and_a_rebound_one_comes_back(start):

@@ -80,7 +80,7 @@ FORGED = {
     "another cell's result": "forge(done(7))",
     "a huge output": "forge(done(2, stdout='x' * 10_000_000))",
     "huge late output": "forge(done(2, late=[dict(cell=1, stdout='x' * 50, stderr='')] * 5000))",
-    "a huge answer": "forge(done(2, final='x' * 10_000_001))",
+    "a huge answer": "forge(done(2, final=dict(text='x' * 10_000_001)))",
 }
 
 
@@ -148,7 +148,7 @@ def test_a_flood_of_calls_is_held_back_until_they_are_answered(start):
 def test_a_forged_result_is_of_no_use_for_the_next_cell(start):
     repl = start()
     repl.run(FRAMES)
-    assert repl.run("forge(done(2, final='lie'))\ntime.sleep(0.1)").final == "lie"
+    assert repl.run("forge(done(2, final=dict(text='lie')))\ntime.sleep(0.1)").final.text == "lie"
     with pytest.raises(ReplDiedError, match="no such result is possible"):
         repl.run("'honest'")
     assert repl.run("'honest'").value == "'honest'"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm.events import CellOutput, LateOutput
+from rlm.events import Answer, CellOutput, LateOutput
 from rlm.repl import frames
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -27,7 +27,7 @@ output = st.builds(
     stderr=text,
     value=text,
     error=st.none() | text,
-    final=st.none() | text,
+    final=st.none() | st.builds(Answer, text=text),
     late=st.lists(late, max_size=3),
 )
 question = st.builds(frames.ChildQuestion, prompt=text, context=text, is_json=st.booleans())

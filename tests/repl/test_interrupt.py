@@ -109,7 +109,7 @@ def test_the_clock_starts_anew_with_each_cell(start):
 
 def test_final_before_an_endless_loop_is_kept(start):
     result = start(cell_timeout_s=0.2).run("try: FINAL('x')\nexcept: pass\nprint()\nwhile True: pass")
-    assert result.final == "x"
+    assert result.final.text == "x"
     assert "CellTimeoutError" in result.error
 
 
