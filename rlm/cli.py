@@ -191,6 +191,14 @@ def niah(num_lines: int, seed: int | None, as_json: bool, offline: bool, **optio
     type=click.Path(path_type=Path),
     help="Replies that the root LM gives one after another, in a text file with lines of --- between them.",
 )
+@click.option(
+    "--relay",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Let somebody answer for the root LM: each request becomes DIR/0001.request.md, its answer is what is "
+    "written to DIR/0001.reply.md.",
+)
+@click.option("--relay-subs", is_flag=True, help="With --relay: sub-LLM calls go there, too.")
 def offline_llm(port: int, script: Path | None, **settings: Any) -> None:  # noqa: ANN401
     """Serve the scripted model behind OpenAI's API on 127.0.0.1, for demos and tests."""
     from rlm.offline.server import SCRIPTED_NOTICE, run_offline

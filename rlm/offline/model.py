@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from rlm.offline import root, sub
+from rlm.offline.relay import Relay
 from rlm.offline.settings import OfflineSettings, OfflineStats
 
 CHARS_PER_TOKEN = 4
@@ -33,6 +34,7 @@ class OfflineModel:
     def __init__(self, settings: OfflineSettings) -> None:
         self.settings = settings
         self.connections: set[Any] = set()  # the server's open connections, for faults that drop one
+        self._relay = None if settings.relay is None else Relay(settings.relay)
         self._counts: Counter[str] = Counter()
         self._errors: Counter[int] = Counter()
         self._tries: Counter[bytes] = Counter()
@@ -99,15 +101,18 @@ class OfflineModel:
         if refusal is not None:
             return refusal
         settings = self.settings
-        if not is_root:
+        if self._relay is not None and (is_root or settings.relay_subs):
+            reply = await _unless_disconnected(request, self._relay.ask(messages))
+        elif not is_root:
             reply = (settings.sub_replies or sub.answer)(prompt)
-            self._sub_answers[key] += 1
         elif settings.script:
             turn = sum(role == "assistant" for role, _ in messages)
             reply = settings.script[min(turn, len(settings.script) - 1)]
         else:
             reply = root.reply(messages)
         self._counts["answered"] += 1
+        if not is_root:
+            self._sub_answers[key] += 1
         completion = _Completion(f"chatcmpl-{self._counts['answered']}", model, len(prompt), reply)
         completion.cut(body.get("max_completion_tokens") or body.get("max_tokens"))
         if not body.get("stream"):
@@ -216,13 +221,34 @@ class _Completion:
         return {"prompt_tokens": sent, "completion_tokens": got, "total_tokens": sent + got, **details}
 
 
+async def _unless_disconnected(request: Request, work: Coroutine[None, None, str]) -> str:
+    """The work's result. Raises: ClientDisconnect once the client has left; the work is cancelled then."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
 async def _wait(request: Request, wait_s: float) -> None:
     """Let time pass. Raises: ClientDisconnect once the client has left, as nobody waits for the answer then."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(wait_s):
-            while wait_s:  # the body has been read: all that can come now is the end of the connection
-                if (await request.receive())["type"] == "http.disconnect":
-                    raise ClientDisconnect
+    if wait_s:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await _disconnected(request)
+                raise ClientDisconnect
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client has left. The body has been read: nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _tokens(chars: int) -> int:

@@ -43,6 +43,10 @@ class OfflineSettings:
     seed: int = 0
     script: tuple[str, ...] | None = None
     """The root LM's replies: reply k goes to a request with k assistant messages, the last one to all further."""
+    relay: Path | None = None
+    """A folder through which somebody answers for the root LM: see `rlm.offline.relay`."""
+    relay_subs: bool = False
+    """Whether sub-LLM calls go there, too."""
     sub_replies: Callable[[str], str] | None = None
     """The rule for sub-LLM calls, prompt to answer. It runs in the server's thread."""
     api_key: str | None = None
@@ -57,6 +61,8 @@ class OfflineSettings:
             raise InputError("latency and rate limit cannot be negative; jitter and error rate go from 0 to 1")
         if self.script is not None and not self.script:
             raise InputError("the script of the offline model holds no reply")
+        if self.relay_subs and self.relay is None:
+            raise InputError("--relay-subs needs --relay: the folder to which they go")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
