@@ -62,6 +62,8 @@ class RunConfig:
     """Workers at the most."""
     force_parallel: bool = False
     """Make the root LM chunk the context and use parallel_llm_query for every sub-call."""
+    prompts: str = "default"
+    """What the root LM is told: the name of a set in rlm/prompts, or a folder with one."""
     sub_llm_chars: int = 200_000
     """Characters that a sub-LLM takes in one prompt, as told to the root LM."""
     limits: Limits = field(default_factory=Limits)

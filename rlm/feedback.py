@@ -8,30 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from rlm.events import CellOutput
 
-AFTER_ERROR = (
-    "The cell failed. Reply with one ```python block in which that is put right, or that does it in another way."
-)
-NUDGE = (
-    "Your reply held no ```python block, so nothing was run. Reply with one ```python block and nothing else: code "
-    "that looks for the answer in `context` and prints what it finds, or `FINAL(...)` with the answer, if an output "
-    "has shown it."
-)
-UNCLOSED_FINAL = (
-    "Your FINAL( has no closing parenthesis, so it was not taken as an answer. Reply with one ```python block that "
-    "calls `FINAL` with the answer, and nothing else."
-)
-PREMATURE_FINAL = (
-    "Your FINAL(...) was written before you had seen this output, so it was not taken as your answer. If the output "
-    "confirms it, reply with FINAL(...) alone; if not, reply with one ```python block that goes on."
-)
-REPEATED = (
-    "You have sent this same reply before, and it will not lead further. Reply with one ```python block that is "
-    "different: `FINAL(...)` with the answer, if an output has shown it; if not, another way to look for it."
-)
-LAST_REQUEST = (
-    "This is the last request: the run ends here ({reason}). Give your best answer from what you have seen, now, as "
-    "FINAL(answer) and nothing else."
-)
 NOT_RUN = "The {count} later cell(s) of your reply were not run."
 
 _UNKNOWN_NAME = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTILINE)

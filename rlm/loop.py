@@ -14,6 +14,7 @@ from rlm.budget import Budget
 from rlm.errors import ContextWindowError, LimitReachedError, ReplDiedError
 from rlm.events import CellOutput, Emit
 from rlm.models import ChatModel, Message
+from rlm.prompts import Prompts
 from rlm.reply import Reply, TextFinal, parse_reply
 
 SHORTEST_MESSAGE_CHARS = 500
@@ -45,24 +46,23 @@ class Ending:
 class Loop:
     """One run of a root LM over one REPL."""
 
-    def __init__(self, run_id: str, root: ChatModel, repl: Repl, budget: Budget, emit: Emit) -> None:
+    def __init__(  # what a loop is made of
+        self, run_id: str, root: ChatModel, repl: Repl, budget: Budget, prompts: Prompts, emit: Emit
+    ) -> None:
         self._run_id = run_id
         self._root = root
         self._repl = repl
         self._budget = budget
+        self._prompts = prompts
         self._emit = emit
         self._messages: list[Message] = []
-        self._next_step = ""
         self._iteration = 0
 
-    async def run(self, system: str, question: str, next_step: str, max_iterations: int) -> Ending:
+    async def run(self, system: str, question: str, max_iterations: int) -> Ending:
         """Go on until there is an answer, or a limit is reached and the last request is answered.
-
-        `next_step` is said after every output that ended nothing.
 
         Raises: RLMError for what the machinery did wrong.
         """
-        self._next_step = next_step
         self._messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         stopped_by = "iterations"
         try:
@@ -75,7 +75,7 @@ class Loop:
                 if answer is not None:
                     return Ending(answer=answer, stopped_by="answer", iterations=self._iteration)
                 if self._messages[-1] in self._messages[:-1]:
-                    report = f"{report}\n\n{feedback.REPEATED}"
+                    report = f"{report}\n\n{self._prompts('repeated')}"
                 left = feedback.budget_line(self._budget.left(), max_iterations - self._iteration)
                 self._messages.append({"role": "user", "content": f"{left}\n\n{report}"})
             reason = f"all {max_iterations} replies are used"
@@ -135,7 +135,7 @@ class Loop:
             if not went_well:
                 if later := len(reply.cells) - number:
                     reports.append(feedback.NOT_RUN.format(count=later))
-                return None, "\n\n".join([*reports, feedback.AFTER_ERROR])
+                return None, "\n\n".join([*reports, self._prompts("after_error")])
         final, report = await self._read_final(reply)
         return final, "\n\n".join([*reports, report])
 
@@ -144,12 +144,12 @@ class Loop:
         match reply.final:
             case TextFinal(kind="variable", content=name):
                 final, report, _ = await self._run_cell(len(reply.cells) + 1, f"FINAL_VAR({name!r})")
-                return final, f"{report}\n\n{feedback.AFTER_ERROR}"
+                return final, f"{report}\n\n{self._prompts('after_error')}"
             case TextFinal(content=value):
-                return (None, feedback.PREMATURE_FINAL) if reply.cells else (value, "")
+                return (None, self._prompts("early_final")) if reply.cells else (value, "")
         if reply.unclosed_final:
-            return None, feedback.UNCLOSED_FINAL
-        return None, self._next_step if reply.cells else feedback.NUDGE
+            return None, self._prompts("unclosed_final")
+        return None, self._prompts("next_step" if reply.cells else "no_code")
 
     async def _run_cell(self, number: int, code: str) -> tuple[str | None, str, bool]:
         """Run one cell: the answer it gave, the report of it, and whether it went well."""
@@ -176,7 +176,7 @@ class Loop:
 
     async def _ask_for_the_last_word(self, reason: str) -> str | None:
         """One more request, for the answer alone; the text of the reply, if it makes no use of FINAL."""
-        request = feedback.LAST_REQUEST.format(reason=reason)
+        request = self._prompts("last_request", reason=reason)
         if self._messages[-1]["role"] == "user":  # a limit was reached between two replies
             self._messages[-1]["content"] += f"\n\n{request}"
         else:

@@ -18,7 +18,7 @@ from rlm.errors import InputError, SubLLMError
 from rlm.events import Emit
 from rlm.loop import Ending, Loop
 from rlm.models import ChatModel
-from rlm.prompts import prompt
+from rlm.prompts import Prompts
 from rlm.repl.frames import ChildQuestion
 from rlm.repl.session import ReplLauncher, ReplSession
 from rlm.workers.pool import WorkerPool
@@ -126,8 +126,12 @@ class Run:
                 parts.emit(events.Notice(run_id=self.run_id, text=notice))
             if context.skipped:
                 parts.emit(events.Notice(run_id=self.run_id, text=skipped_notice(context.skipped)))
-            system = prompt(
-                "force_parallel" if config.force_parallel else "default",
+            prompts = Prompts(config.prompts, parallel=config.force_parallel)
+            system = prompts(
+                "system",
+                example=prompts("example"),
+                libraries="",
+                models="",
                 context=repl.context_description,
                 max_output_chars=f"{config.repl.max_output_chars:,}",
                 sub_llm_chars=config.sub_llm_chars,
@@ -135,13 +139,8 @@ class Run:
                 max_iterations=config.max_iterations,
                 budget=feedback.budget_line(self.budget.left(), config.max_iterations),
             )
-            manner = "_parallel" if config.force_parallel else ""
-            return await Loop(self.run_id, self._root, repl, self.budget, parts.emit).run(
-                system,
-                prompt(f"question{manner}", question=question),
-                prompt(f"next_step{manner}"),
-                config.max_iterations,
-            )
+            loop = Loop(self.run_id, self._root, repl, self.budget, prompts, parts.emit)
+            return await loop.run(system, prompts("question", question=question), config.max_iterations)
 
     async def _ask_child(self, question: ChildQuestion) -> str:
         """A child run's answer.

@@ -11,6 +11,7 @@ from rlm.budget import Budget
 from rlm.events import CellOutput, LateOutput
 from rlm.loop import Loop
 from rlm.models import ModelReply
+from rlm.prompts import Prompts
 from rlm.usage import PriceList, TokenUsage
 from tests.conftest import cell
 
@@ -73,6 +74,9 @@ def test_shortening_keeps_head_and_tail_of_what_is_long():
     assert feedback.shorten(["a" * 10, "short"], 6) == ["aaa\n[... cut ...]\naaa", "short"]
 
 
+REPEATED = Prompts("small")("repeated")
+
+
 class Root:
     """A root LM whose replies are given; it keeps what it was asked."""
 
@@ -100,8 +104,8 @@ class Repl:
 def told(*replies):
     """What a root LM that gives these replies is told after each of them."""
     root = Root(*replies, "FINAL(42)")
-    loop = Loop("run", root, Repl(), Budget(Limits(), PriceList({})), lambda _: None)
-    asyncio.run(loop.run("system", "question", "If this output shows the answer, reply with one ```python block.", 20))
+    loop = Loop("run", root, Repl(), Budget(Limits(), PriceList({})), Prompts("small"), lambda _: None)
+    asyncio.run(loop.run("system", "question", 20))
     assert all(later[: len(earlier)] == earlier for earlier, later in zip(root.asked, root.asked[1:], strict=False))
     return [messages[-1]["content"] for messages in root.asked[1:]]
 
@@ -133,6 +137,6 @@ class TestRequests:
     @pytest.mark.parametrize("reply", [cell("found"), "Let me think.", ""])
     def test_a_repeated_reply_is_told_so(self, reply):
         first, second, third = told(reply, reply, cell("other"))
-        assert feedback.REPEATED not in first
-        assert second.endswith(feedback.REPEATED)
-        assert feedback.REPEATED not in third
+        assert REPEATED not in first
+        assert second.endswith(REPEATED)
+        assert REPEATED not in third

@@ -17,7 +17,7 @@ from rlm.offline.sub import asks_number, keywords
 NOTHING_FOUND = "I could not find it."
 TRIES = 3
 
-_QUESTION = re.compile(r"\AQuestion: (.*)\n\nReply with one ", re.DOTALL)
+_QUESTION = re.compile(r"\AQuestion: (.*)\n\n(?:Reply with one|Look first: print) ", re.DOTALL)
 _STEP = re.compile(r"^# step: (\w+)$", re.MULTILINE)
 _IMPORTS = re.compile(r"^(?:import|from (?!__future__)).+$", re.MULTILINE)
 _BEST = re.compile(r"^best: (.+)$", re.MULTILINE)

@@ -9,7 +9,7 @@ import traceback
 import pytest
 
 from rlm.offline import root, sub
-from rlm.prompts import prompt
+from rlm.prompts import Prompts
 from rlm.reply import parse_reply
 
 SYSTEM = ("system", "You answer questions.")
@@ -19,7 +19,7 @@ class Run:
     """The loop and the REPL in twenty lines: cells are run in one namespace until FINAL is called."""
 
     def __init__(self, question, context, *, calls=None):
-        self.messages = [SYSTEM, ("user", prompt("question", question=question))]
+        self.messages = [SYSTEM, ("user", Prompts()("question", question=question))]
         self.context, self.calls = context, calls
         self.prompts, self.final, self.answer_sub = [], None, sub.answer
         self.start_repl()
