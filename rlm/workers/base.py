@@ -19,7 +19,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What a sub-LLM answered. `attempts` counts every try, `latency_s` the last one, in seconds."""
+    """What a sub-LLM answered. `attempts` counts every try, `latency_s` the last one, in seconds.
+
+    `cut`: the answer ends where the provider's limit was.
+    """
 
     index: int
     text: str
@@ -27,6 +30,7 @@ class Completion:
     attempts: int
     latency_s: float
     worker: str
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +46,11 @@ class WorkerEntry:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to one prompt."""
+    """A worker's answer to one prompt. `cut`: it ends where the provider's limit was."""
 
     text: str
     usage: TokenUsage
+    cut: bool = False
 
 
 FailureKind = Literal["rate_limited", "transient", "key_refused", "unknown_model", "context_window", "refused"]

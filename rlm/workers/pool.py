@@ -15,7 +15,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +33,7 @@ from rlm.workers.base import (
     WorkerLauncher,
     WorkerRegistry,
 )
+from rlm.workers.batch import Batch, Listeners, Result
 from rlm.workers.client import HttpWorkerClient
 from rlm.workers.fleet import Fleet, Worker
 from rlm.workers.limiter import AdaptiveLimit
@@ -54,52 +55,6 @@ class PoolStats:
     failed: int
     retries: int
     concurrency_limit: int
-
-
-class _Batch:
-    """The prompts of one map that are on their way, and the results that nobody has taken yet."""
-
-    def __init__(self, *, ordered: bool, on_retry: Callable[[Retry], None] | None) -> None:
-        self.on_retry = on_retry
-        self.line: deque[asyncio.Future[Worker]] = deque()  # prompts that wait for their turn
-        self.tasks: set[asyncio.Task[Completion | SubLLMError]] = set()
-        self.ready: deque[Completion | SubLLMError] = deque()
-        self.error: BaseException | None = None
-        self.changed = asyncio.Event()
-        self._ordered = ordered
-        self._next_index = 0
-        self._early: dict[int, Completion | SubLLMError] = {}  # results that wait for the ones before them
-
-    def add(self, task: asyncio.Task[Completion | SubLLMError]) -> None:
-        self.tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def fail(self, error: BaseException) -> None:
-        self.error = self.error or error
-        self.changed.set()
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks)
-
-    def _done(self, task: asyncio.Task[Completion | SubLLMError]) -> None:
-        self.tasks.discard(task)
-        if task.cancelled():
-            return
-        if (error := task.exception()) is not None:
-            self.fail(error)
-            return
-        result = task.result()
-        if not self._ordered:
-            self.ready.append(result)
-        else:
-            self._early[result.index] = result
-            while self._next_index in self._early:
-                self.ready.append(self._early.pop(self._next_index))
-                self._next_index += 1
-        self.changed.set()
 
 
 class WorkerPool:
@@ -126,7 +81,7 @@ class WorkerPool:
         self._limit = AdaptiveLimit(size * per_worker)
         # Twice the capacity, so that whenever a call ends, the next prompt stands in line, even if many back off.
         self._prompts_ahead = 2 * size * per_worker
-        self._batches: deque[_Batch] = deque()  # whose turn it is comes first
+        self._batches: deque[Batch] = deque()  # whose turn it is comes first
         self._in_flight = self._done = self._failed = self._retries = 0
         self._timer: asyncio.TimerHandle | None = None  # for what no event announces: the end of a pause
         self._closed = False
@@ -163,29 +118,37 @@ class WorkerPool:
         order_outputs: bool = True,
         return_exceptions: bool = False,
         on_retry: Callable[[Retry], None] | None = None,
-    ) -> AsyncGenerator[Completion | SubLLMError, None]:
+        on_result: Callable[[Result], None] | None = None,
+    ) -> AsyncGenerator[Result, None]:
         """Have each prompt answered; results in the order of the prompts, or as they come.
 
         `prompts` is read as capacity allows, so it may be endless; results wait in memory only for the consumer, or,
         ordered, for the ones before them. A prompt that fails for good yields its SubLLMError with
-        `return_exceptions`, and ends the map without. Leaving the iteration cancels what is in flight.
+        `return_exceptions`, and ends the map without. `on_result` is called once with each result at the moment it is
+        there, also when the consumer never takes it from the iteration. Leaving the iteration cancels what is in
+        flight.
+
+        When an error ends the map, no more is sent, the calls in flight have `RetryPolicy.wind_up_s` seconds to end,
+        and all that was answered is yielded before the error is raised; ordered, there may then be gaps.
 
         Raises: SubLLMError (at the first failure, whatever the order); KeyRefusedError and UnknownModelError, which
         no other prompt would escape; PoolBrokenError when there are no workers to be had.
         """
         if self._closed:
             raise PoolBrokenError("the pool is closed")
-        batch = _Batch(ordered=order_outputs, on_retry=on_retry)
+        batch = Batch(Listeners(on_retry=on_retry, on_result=on_result), ordered=order_outputs)
         coming = enumerate(prompts)
         self._batches.append(batch)
         try:
             while True:
+                if batch.error is None:
+                    self._take(coming, batch, keep_failure=return_exceptions)
                 if batch.error is not None:
-                    raise batch.error
-                while len(batch.tasks) + len(batch.ready) < self._prompts_ahead and (item := next(coming, None)):
-                    batch.add(asyncio.create_task(self._answer(batch, *item, keep_failure=return_exceptions)))
+                    await batch.wind_up(self._policy.wind_up_s)
                 if batch.ready:
                     yield batch.ready.popleft()
+                elif batch.error is not None:
+                    raise batch.error
                 elif batch.tasks:
                     batch.changed.clear()
                     await batch.changed.wait()
@@ -195,13 +158,24 @@ class WorkerPool:
             self._batches.remove(batch)
             await batch.close()
 
+    def _take(self, coming: Iterator[tuple[int, Prompt]], batch: Batch, *, keep_failure: bool) -> None:
+        """Set out with as many more prompts as there is room for."""
+        while len(batch.tasks) + len(batch.ready) < self._prompts_ahead:
+            try:
+                item = next(coming, None)
+            except Exception as exc:  # noqa: BLE001  # the caller's own: raised to the caller, after what is ready
+                batch.fail(exc)
+                return
+            if item is None:
+                return
+            batch.add(asyncio.create_task(self._answer(batch, *item, keep_failure=keep_failure)))
+
     # One prompt
 
-    async def _answer(
-        self, batch: _Batch, index: int, prompt: Prompt, *, keep_failure: bool
-    ) -> Completion | SubLLMError:
-        """Try a prompt until it is answered, or has failed for good."""
+    async def _answer(self, batch: Batch, index: int, prompt: Prompt, *, keep_failure: bool) -> Result | None:
+        """Try a prompt until it is answered, has failed for good, or is in vain because its batch has ended."""
         tries = Tries(self._policy, index)
+        tell_result, tell_retry = batch.listeners.on_result, batch.listeners.on_retry
         while True:
             async with self._turn(batch) as worker:
                 sent_at = time.monotonic()
@@ -209,24 +183,32 @@ class WorkerPool:
             now = time.monotonic()
             if isinstance(outcome, Answer):
                 self._done += 1
-                return Completion(
+                completion = Completion(
                     index=index,
                     text=outcome.text,
                     usage=outcome.usage,
                     attempts=tries.attempts + 1,
                     latency_s=now - sent_at,
                     worker=worker.entry.id,
+                    cut=outcome.cut,
                 )
+                if tell_result is not None:
+                    tell_result(completion)
+                return completion
             try:
                 retry = tries.next(outcome, now)
             except SubLLMError as failure:
                 self._failed += 1
+                if tell_result is not None:
+                    tell_result(failure)
                 if keep_failure:
                     return failure
                 raise
+            if batch.error is not None:
+                return None
             self._retries += 1
-            if batch.on_retry is not None:
-                batch.on_retry(retry)
+            if tell_retry is not None:
+                tell_retry(retry)
             await asyncio.sleep(retry.delay_s)
 
     async def _ask(self, worker: Worker, prompt: Prompt) -> Answer | ProviderFailure | WorkerBusy | WorkerError:
@@ -252,14 +234,19 @@ class WorkerPool:
     # Turns
 
     @asynccontextmanager
-    async def _turn(self, batch: _Batch) -> AsyncIterator[Worker]:
+    async def _turn(self, batch: Batch) -> AsyncIterator[Worker]:
         """Wait in the batch's line for a worker; have it for one call."""
         turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         batch.line.append(turn)
         self._dispatch()
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            yield await turn
+            worker = await turn
+            batch.in_flight.add(task)
+            yield worker
         finally:
+            batch.in_flight.discard(task)
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._in_flight -= 1
                 self._fleet.give_back(turn.result())

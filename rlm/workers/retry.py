@@ -28,6 +28,9 @@ class RetryPolicy:
     watch_s: float = 15
     """How often a worker that has prompts in flight and completes none is asked whether it is well."""
 
+    wind_up_s: float = 5
+    """How long a map that an error ends waits for its calls in flight: they are paid for."""
+
     def delay_s(self, failures: int) -> float:
         """A wait before the next try: anything up to the exponential bound, so that retries do not come in step."""
         return random.uniform(0, min(self.cap_s, self.base_s * 2 ** min(failures - 1, 30)))

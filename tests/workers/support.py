@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlm.errors import SubLLMError
 from rlm.local.registry import MemoryRegistry
@@ -62,6 +63,21 @@ async def pool_of(
 
 async def take_all(pool: WorkerPool, asked: Iterable[Prompt], **options: bool) -> list[Completion | SubLLMError]:
     return [result async for result in pool.map(asked, **options)]
+
+
+async def take_until_error(
+    pool: WorkerPool, asked: Iterable[Prompt], **options: Any
+) -> tuple[list[Completion | SubLLMError], Exception]:
+    """The results that come before the error that ends the map, and the error."""
+    results = pool.map(asked, **options)
+    taken = []
+    try:
+        while True:
+            taken.append(await anext(results))
+    except StopAsyncIteration:
+        raise AssertionError("no error") from None
+    except Exception as exc:  # noqa: BLE001  # whatever it is, the test looks at it
+        return taken, exc
 
 
 def texts(results: Iterable[Completion | SubLLMError]) -> list[str]:

@@ -5,13 +5,13 @@ import itertools
 
 import pytest
 
-from rlm.errors import InputError, PoolBrokenError
+from rlm.errors import InputError, PoolBrokenError, SubLLMError
 from rlm.local.registry import MemoryRegistry
 from rlm.local.workers import LocalLauncher
 from rlm.offline.server import Fault, OfflineSettings
 from rlm.workers.base import Prompt
 from rlm.workers.pool import WorkerPool
-from tests.workers.support import FAST, echo, pool_of, prompts, take_all, texts, until, worker_pids
+from tests.workers.support import FAST, echo, pool_of, prompts, take_all, take_until_error, texts, until, worker_pids
 
 
 def test_results_come_in_the_order_of_the_prompts_under_varying_latency():
@@ -107,15 +107,17 @@ def test_an_endless_iterable_is_read_no_further_than_capacity_asks():
     asyncio.run(main())
 
 
-def test_an_error_of_the_iterable_ends_its_map_only():
+def test_an_error_of_the_iterable_ends_its_map_only_after_the_answers_on_their_way():
     async def main():
         def broken():
-            yield from prompts(3)
+            yield from prompts(17)
             raise KeyError("the caller's own")
 
-        async with pool_of(1) as it:
-            with pytest.raises(KeyError, match="the caller's own"):
-                await take_all(it.pool, broken())
+        async with pool_of(1, OfflineSettings(latency_s=0.1, sub_replies=echo), per_worker=8) as it:
+            results, error = await take_until_error(it.pool, broken())
+            assert isinstance(error, KeyError)
+            assert 1 <= len(results) <= 17
+            assert len(results) == it.server.stats().answered
             assert len(await take_all(it.pool, prompts(3))) == 3
 
     asyncio.run(main())
@@ -148,6 +150,30 @@ def test_leaving_the_iteration_cancels_what_is_in_flight():
             assert texts(await take_all(it.pool, prompts(1))) == ["echo of prompt 0"]
             await until(lambda: it.server.stats().in_flight == 0)
             assert it.server.stats().abandoned == 20
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_each_result_is_told_when_it_is_there_whatever_becomes_of_the_iteration(ordered):
+    async def main():
+        told = []
+        settings = OfflineSettings(
+            faults=(Fault(match="prompt 7", status=422), Fault(match="slow", hang_s=60)), sub_replies=echo
+        )
+        async with pool_of(1, settings) as it:
+            results = it.pool.map(
+                [*prompts(1), *prompts(1, words="slow"), *prompts(20)],
+                order_outputs=ordered,
+                return_exceptions=True,
+                on_result=told.append,
+            )
+            await anext(results)
+            await until(lambda: len(told) == 21)
+            await results.aclose()
+            assert len(told) == 21
+            assert sorted(result.index for result in told) == [0, *range(2, 22)]
+            assert [result.index for result in told if isinstance(result, SubLLMError)] == [9]
 
     asyncio.run(main())
 

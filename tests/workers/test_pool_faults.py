@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -18,7 +19,18 @@ from rlm.workers.base import Completion
 from rlm.workers.client import HttpWorkerClient
 from rlm.workers.pool import WorkerPool
 from rlm.workers.retry import RetryPolicy
-from tests.workers.support import FAST, echo, pool_of, prompts, provider_env, take_all, texts, until, worker_pids
+from tests.workers.support import (
+    FAST,
+    echo,
+    pool_of,
+    prompts,
+    provider_env,
+    take_all,
+    take_until_error,
+    texts,
+    until,
+    worker_pids,
+)
 
 
 def answers(count):
@@ -157,10 +169,32 @@ def test_no_prompt_is_lost_or_answered_twice_under_a_rate_limit():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("status", "error"), [(422, SubLLMError), (401, KeyRefusedError)])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_error_in_the_middle_comes_after_every_answer_that_is_paid(status, error, ordered):
+    async def main():
+        faults = (Fault(match="prompt 3", status=status), Fault(match="slow", hang_s=0.5))
+        told = []
+        async with pool_of(1, OfflineSettings(faults=faults, sub_replies=echo), per_worker=8) as it:
+            await take_all(it.pool, prompts(1, words="start"))
+            asked = [*prompts(3, words="slow"), *prompts(50)]
+            results, raised = await take_until_error(it.pool, asked, order_outputs=ordered, on_result=told.append)
+            assert type(raised) is error
+            got = {result.index for result in results}
+            assert got >= {0, 1, 2}  # in flight when the error came
+            assert len(got) == len(results) == it.server.stats().answered - 1 < 50
+            assert {result.index for result in told if isinstance(result, Completion)} == got
+            if ordered:
+                assert [result.index for result in results] == sorted(got)
+
+    asyncio.run(main())
+
+
 def test_a_refused_prompt_raises_the_providers_words_and_ends_its_map():
     async def main():
         faults = (Fault(match="prompt 3", status=422), Fault(match="prompt 4", hang_s=60))
-        async with pool_of(1, OfflineSettings(faults=faults, sub_replies=echo)) as it:
+        policy = replace(FAST, wind_up_s=0.1)
+        async with pool_of(1, OfflineSettings(faults=faults, sub_replies=echo), policy=policy) as it:
             with pytest.raises(SubLLMError, match="A fault that was asked for") as raised:
                 await take_all(it.pool, prompts(8))
             assert (raised.value.index, raised.value.attempts) == (3, 1)

@@ -153,6 +153,40 @@ def test_every_prompt_has_one_result_whatever_happens(maps, size, per_worker, fa
     asyncio.run(main())
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    fates=fates,
+    size=st.integers(1, 3),
+    per_worker=st.integers(1, 20),
+    taken=st.integers(0, 30),
+    hops=st.integers(0, 30),
+    ordered=st.booleans(),
+)
+def test_whatever_was_answered_is_told_once_also_when_the_consumer_leaves(
+    fates, size, per_worker, taken, hops, ordered
+):
+    asked = [Prompt(text=str(index), model="m") for index in range(len(fates))]
+    world = World({str(index): list(fate) for index, fate in enumerate(fates)}, per_worker)
+    told = []
+
+    async def main():
+        async with WorkerPool(
+            world, MemoryRegistry(), size=size, per_worker=per_worker, policy=POLICY, connect=world.connect
+        ) as pool:
+            results = pool.map(asked, order_outputs=ordered, return_exceptions=True, on_result=told.append)
+            async with asyncio.timeout(10):
+                for _ in range(taken):
+                    await anext(results, None)
+                for _ in range(hops):
+                    await asyncio.sleep(0)
+                await results.aclose()
+
+    asyncio.run(main())
+    answered = Counter(asked[result.index].text for result in told if isinstance(result, Completion))
+    assert answered == world.answered
+    assert len({result.index for result in told}) == len(told)
+
+
 def run_in_world(world, prompts, **pool_options):
     async def main():
         async with WorkerPool(world, MemoryRegistry(), connect=world.connect, **pool_options) as pool:
