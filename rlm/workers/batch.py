@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rlm.errors import SubLLMError
 from rlm.workers.base import Completion
-from rlm.workers.fleet import Worker
 from rlm.workers.retry import Retry
+from rlm.workers.worker import Worker
 
 Result = Completion | SubLLMError
 Task = asyncio.Task[Result | None]
@@ -44,6 +45,23 @@ class Batch:
         self.tasks.add(task)
         task.add_done_callback(self._done)
 
+    def is_in_line(self) -> bool:
+        """Whether one of its prompts waits for its turn."""
+        while self.line and self.line[0].done():  # given up meanwhile
+            self.line.popleft()
+        return bool(self.line)
+
+    @contextlib.contextmanager
+    def call_in_flight(self) -> Iterator[None]:
+        """What the current task does in this context is paid for: an error of the batch does not cut it short."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.in_flight.add(task)
+        try:
+            yield
+        finally:
+            self.in_flight.discard(task)
+
     def fail(self, error: BaseException) -> None:
         """End the batch: nothing more is sent. The first error is the one that counts."""
         self.error = self.error or error
@@ -68,7 +86,6 @@ class Batch:
 
     def _done(self, task: Task) -> None:
         self.tasks.discard(task)
-        self.in_flight.discard(task)
         if task.cancelled():
             return
         if (error := task.exception()) is not None:

@@ -1,213 +1,178 @@
-"""Keeps as many workers running as are wanted, and buries the dead."""
+"""Keeps as many workers running as are wanted, and lends them out a prompt at a time."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import math
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Collection, Coroutine
 
-from rlm.errors import WorkerError
-from rlm.workers.base import WorkerClient, WorkerEntry, WorkerLauncher, WorkerRegistry
+from rlm.errors import RLMError, WorkerError
+from rlm.workers.base import Answer, ProviderFailure, WorkerBusy, WorkerEntry
 from rlm.workers.retry import RetryPolicy
-from rlm.workers.shield import uninterrupted
+from rlm.workers.supply import Supply
+from rlm.workers.worker import ON_THE_WAY, RUNNING, State, Worker
 
-MAX_POLL_S = 1.0
+PROMPTS_PER_WORKER = 16  # outstanding for each worker started: one carries 64, but a full pool ends a batch sooner
 STRIKES = 3  # failures of a worker that says it is well, with no completion between, after which it is not believed
+SHARE_KEPT_S = 1.0  # how long a worker that may be running already is waited for, before others take its prompts
+WORDS_CHARS = 300
 
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """A worker as this pool sees it."""
-
-    slot: int
-    entry: WorkerEntry
-    client: WorkerClient
-    in_flight: int = 0
-    completed: int = 0
-    completed_at_last_watch: int = 0
-    strikes: int = 0
-    suspect: bool = False  # under examination: takes no prompts
-    retired: bool = False  # near the end of its life: finishes what it has
-    resting_until: float = field(default=-float("inf"))  # it said that it is full; monotonic
+Outcome = Answer | ProviderFailure | WorkerBusy | WorkerError
 
 
 class Fleet:
-    """The workers of one pool. `on_change` is called whenever a worker may have become free, or none will any more."""
+    """The workers of one pool.
 
-    def __init__(
-        self,
-        launcher: WorkerLauncher,
-        registry: WorkerRegistry,
-        connect: Callable[[WorkerEntry], WorkerClient],
-        *,
-        size: int,
-        policy: RetryPolicy,
-        on_change: Callable[[], None],
-    ) -> None:
-        self._launcher = launcher
-        self._registry = registry
-        self._connect = connect
+    `changed` is set whenever a worker may have become free, or none will any more: then `broken` says why. `trouble`
+    is what could not be ended, a line each.
+    """
+
+    def __init__(self, supply: Supply, *, size: int, per_worker: int, policy: RetryPolicy) -> None:
+        self._supply = supply
         self._size = size
+        self._per_worker = per_worker
         self._policy = policy
-        self._on_change = on_change
-        self.broken: str | None = None  # why no more workers will come
-        self.starting = 0
-        self._workers: dict[int, Worker] = {}
-        self._slots: set[int] = set()  # with a worker, or about to have one
-        self._started: dict[str, WorkerEntry] = {}  # by this pool, by id, and still to be stopped
-        self._evicted: set[str] = set()  # ids that must not come back from the registry
-        self._deaths = self._failed_starts = 0
-        self._tasks: set[asyncio.Task[None]] = set()  # may be cancelled
-        self._burials: set[asyncio.Task[None]] = set()  # must be awaited
+        self.changed = asyncio.Event()
+        self.broken: str | None = None
+        self.trouble: list[str] = []
+        self._workers: list[Worker] = []
+        self._prompts = 0  # outstanding
+        self._deaths = self._failed_starts = 0  # in a row
         self._watch: asyncio.Task[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._workers)
+    @property
+    def running(self) -> int:
+        """Workers that are up."""
+        return len(self._in(RUNNING))
 
-    def want(self, count: int) -> None:
-        """Let the old go, and see to it that `count` workers (or the pool's size) are there or on their way."""
+    @property
+    def starting(self) -> int:
+        """Workers on their way."""
+        return len(self._in(ON_THE_WAY))
+
+    def want(self, prompts: int) -> None:
+        """Let the old go, and see to it that workers for so many prompts are there or on their way."""
+        self._prompts = prompts
         self._retire_old()
         if self.broken is not None:
             return
-        for _ in range(min(count, self._size) - len(self._workers) - self.starting):
-            self.starting += 1
-            self._spawn(self._fill(), self._tasks)
+        wanted = min(math.ceil(prompts / PROMPTS_PER_WORKER), self._size)
+        sought = [Worker() for _ in range(wanted - self.running - self.starting)]
+        if sought:
+            self._workers += sought
+            self._do(self._seek(sought), sought)
 
-    def pick(self, per_worker: int) -> Worker | None:
-        """The least busy worker that can take a prompt now."""
+    def mend(self) -> None:
+        """Forget what broke the pool: starting workers may be tried again."""
+        self.broken = None
+        self._deaths = self._failed_starts = 0
+
+    def lease(self) -> Worker | None:
+        """The least busy worker that can take a prompt now. To be given back with `release`.
+
+        While workers are sought that may be up already, each takes no more than its share of the prompts.
+        """
         now = time.monotonic()
-        ready = [
-            worker
-            for worker in self._workers.values()
-            if worker.in_flight < per_worker and not worker.suspect and worker.resting_until <= now
-        ]
-        return min(ready, key=lambda worker: worker.in_flight, default=None)
+        for worker in self._in({State.RESTING}):
+            if worker.until <= now:
+                worker.state = State.READY
+        ready = self._in({State.READY})
+        sought = sum(worker.until > now for worker in self._in({State.SOUGHT}))
+        most = self._per_worker
+        if sought:
+            most = min(most, math.ceil(self._prompts / (len(ready) + sought)))
+        free = [worker for worker in ready if worker.in_flight < most]
+        if not free:
+            return None
+        leased = min(free, key=lambda worker: worker.in_flight)
+        leased.in_flight += 1
+        return leased
 
-    def rest_s(self) -> float | None:
-        """Seconds until the first of the workers that said they were full can be asked again. None if none did."""
+    def wait_s(self) -> float | None:
+        """Seconds until `lease` may give a worker that it does not give now, if only time decides; else None."""
         now = time.monotonic()
-        return min((w.resting_until - now for w in self._workers.values() if w.resting_until > now), default=None)
+        waited_for = self._in({State.RESTING, State.SOUGHT})
+        return min((worker.until - now for worker in waited_for if worker.until > now), default=None)
 
-    def give_back(self, worker: Worker) -> None:
-        """Count a call that has ended, however it ended."""
+    def release(self, worker: Worker, outcome: Outcome | None) -> None:
+        """Take a worker back after a call, and learn from what came of it; None: the call was cancelled."""
         worker.in_flight -= 1
-        if worker.retired and worker.in_flight == 0:
-            self._spawn(self._bury(worker), self._burials)
+        match outcome:
+            case Answer():  # it is well, and so is the way workers are started
+                worker.completed += 1
+                worker.strikes = self._deaths = 0
+            case WorkerBusy(retry_after_s=wait_s) if worker.state in {State.READY, State.RESTING}:
+                worker.state, worker.until = State.RESTING, time.monotonic() + wait_s
+            case WorkerError() if worker.state in {State.READY, State.RESTING}:
+                worker.strikes += 1
+                self._examine(worker, outcome)  # one dropped connection is no death: the worker is asked first
+        if worker.state is State.RETIRED and worker.in_flight == 0:
+            self._do(self._end(worker), [worker])
+        self.changed.set()
 
-    def completed(self, worker: Worker) -> None:
-        """Note that the worker answered: it is well, and so is the way workers are started."""
-        worker.completed += 1
-        worker.strikes = self._deaths = 0
-
-    def failed(self, worker: Worker, why: WorkerError) -> None:
-        """Note that a call ended with a WorkerError. One dropped connection is no death: the worker is asked first."""
-        if not worker.suspect:
-            worker.strikes += 1
-            self._examine(worker, why)
+    async def starts_ended(self) -> None:
+        """Wait, for a bounded time, for the workers being started, if later pools will find them."""
+        await self._cancel({State.SOUGHT})
+        tasks = self._tasks({State.STARTING})
+        if tasks and self._supply.outlives_pool:
+            await asyncio.wait(tasks, timeout=self._policy.closing_s)
 
     async def close(self) -> None:
-        """Stop every worker this pool started, unless later pools are to find them.
+        """Stop every worker this pool started, unless later pools are to find them. `trouble` is complete then."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        await self._cancel({State.SOUGHT, State.STARTING, State.SUSPECT})
+        for worker in self._in(RUNNING):
+            self._do(self._end(worker), [worker])
+        if ending := self._tasks(frozenset(State)):
+            await asyncio.wait(ending)
 
-        Raises: what the launcher or the registry raised for a worker that may have been left behind.
-        """
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        left = [*self._workers.values()]
-        self._workers.clear()
-        results = await asyncio.gather(*self._burials, *(self._bury(worker) for worker in left), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+    # From SOUGHT to READY
 
-    # Filling a slot
+    async def _seek(self, sought: Collection[Worker]) -> None:
+        """Give each a slot of ours: those that have a fit worker first, then those that come first."""
+        if self._failed_starts:
+            await asyncio.sleep(self._policy.delay_s(self._failed_starts))
+        for worker in sought:
+            worker.until = time.monotonic() + SHARE_KEPT_S
+        known = await self._supply.known()
+        fit = {slot for slot, entry in known.items() if self._is_fit(entry)}
+        taken = {worker.slot for worker in self._in(ON_THE_WAY | RUNNING)}
+        free = sorted(set(range(self._size)) - taken, key=lambda slot: (slot not in fit, slot))
+        for worker, slot in zip(sought, free, strict=False):
+            worker.slot = slot
+            self._do(self._fill(worker, known.get(slot)), [worker])
 
-    async def _fill(self) -> None:
-        slot = -1
-        try:
-            if self._failed_starts:
-                await asyncio.sleep(self._policy.delay_s(self._failed_starts))
-            slot = await self._choose_slot()
-            self._workers[slot] = await self._obtain(slot)
-            self._failed_starts = 0
-            self._watch = self._watch or self._spawn(self._watch_all(), self._tasks)
-        except WorkerError as exc:
-            self._failed_starts += 1
-            self._count_death(str(exc))
-        finally:
-            if slot not in self._workers:
-                self._slots.discard(slot)
-            self.starting -= 1
-        self._on_change()
+    async def _fill(self, worker: Worker, found: WorkerEntry | None) -> None:
+        await self._supply.obtain(worker, found, self._is_fit)
+        worker.state = State.READY
+        self._failed_starts = 0
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._watch_all())
 
-    async def _choose_slot(self) -> int:
-        """Reserve a slot of ours: one that has a worker if there is one, else the first that is empty."""
-        known = await self._registry.entries()
-        free = [slot for slot in range(self._size) if slot not in self._slots]
-        slot = next((slot for slot in free if slot in known), free[0])
-        self._slots.add(slot)
-        return slot
+    def _is_fit(self, entry: WorkerEntry) -> bool:
+        evicted = {worker.entry.id for worker in self._in({State.EVICTED})}
+        return entry.id not in evicted and not self._is_old(entry)
 
-    async def _obtain(self, slot: int) -> Worker:
-        """The worker of the slot, from the registry if it is well, else started by us. Raises: WorkerError."""
-        for polls in itertools.count(1):
-            entry = (await self._registry.entries()).get(slot)
-            if entry is not None:
-                worker = await self._adopt(slot, entry)
-                if worker is not None:
-                    return worker
-                await self._registry.remove(slot, entry)
-            claim = await self._registry.claim(slot)
-            if claim is None:  # another run is starting it: the registry has no events, so look again later
-                await asyncio.sleep(min(self._policy.delay_s(polls), MAX_POLL_S))
-                continue
-            entry = await self._start(slot, claim)
-            if entry is not None:
-                return Worker(slot, entry, self._connect(entry))
-        raise AssertionError
+    def _is_old(self, entry: WorkerEntry) -> bool:
+        return entry.expires - time.time() < self._policy.end_of_life_s
 
-    async def _adopt(self, slot: int, entry: WorkerEntry) -> Worker | None:
-        """The worker of a registry's entry, if it is fit for work."""
-        if entry.id in self._evicted or self._is_old(entry):
-            return None
-        client = self._connect(entry)
-        try:
-            await client.check()
-        except BaseException as exc:
-            await uninterrupted(client.aclose())
-            if isinstance(exc, WorkerError):
-                return None
-            raise
-        return Worker(slot, entry, client)
+    # From READY to the end
 
-    async def _start(self, slot: int, claim: str) -> WorkerEntry | None:
-        """Start a worker and publish it; None when the claim was lost meanwhile. Raises: WorkerError."""
-        entry, published = None, False
-        try:
-            entry = await self._launcher.start()
-            self._started[entry.id] = entry
-            published = await self._registry.publish(slot, claim, entry)
-        finally:
-            if not published:
-                await uninterrupted(self._undo(slot, claim, entry))
-        return entry if published else None
-
-    async def _undo(self, slot: int, claim: str, entry: WorkerEntry | None) -> None:
-        try:
-            await self._registry.release(slot, claim)
-        finally:
-            if entry is not None:
-                del self._started[entry.id]
-                await self._launcher.stop(entry)
-
-    # Ends
+    async def _watch_all(self) -> None:
+        """Examine workers that hold prompts and complete none: of a machine that is lost, nothing tells us."""
+        while True:
+            await asyncio.sleep(self._policy.watch_s)
+            for worker in self._in({State.READY, State.RESTING}):
+                if worker.in_flight and worker.completed == worker.completed_at_last_watch:
+                    self._examine(worker)
+                worker.completed_at_last_watch = worker.completed
 
     def _examine(self, worker: Worker, why: WorkerError | None = None) -> None:
-        worker.suspect = True
-        self._spawn(self._check(worker, why), self._tasks)
+        worker.state = State.SUSPECT
+        self._do(self._check(worker, why), [worker])
 
     async def _check(self, worker: Worker, why: WorkerError | None) -> None:
         """Ask a worker whether it is well: a live one goes on, a dead one is evicted."""
@@ -215,48 +180,31 @@ class Fleet:
             if why is not None and worker.strikes >= STRIKES:
                 raise why
             await worker.client.check()
-            worker.suspect = False
+            worker.state = State.READY
         except WorkerError as exc:
-            if self._workers.get(worker.slot) is worker:
-                self._evict(worker, str(why or exc))
-        self._on_change()
-
-    def _evict(self, worker: Worker, why: str) -> None:
-        del self._workers[worker.slot]
-        self._slots.discard(worker.slot)
-        self._evicted.add(worker.entry.id)
-        self._spawn(self._bury(worker), self._burials)
-        if worker.completed == 0:
-            self._count_death(why)
+            worker.state = State.EVICTED
+            self._do(self._end(worker), [worker])
+            if worker.completed == 0:
+                self._count_death(str(why or exc))
 
     def _retire_old(self) -> None:
-        for worker in [worker for worker in self._workers.values() if self._is_old(worker.entry)]:
-            del self._workers[worker.slot]
-            self._slots.discard(worker.slot)
-            worker.retired = True
-            if worker.completed == worker.in_flight == 0:
-                self._count_death(f"worker {worker.entry.id} was of no use: its life ends too soon")
+        for worker in self._in({State.READY, State.RESTING}):
+            if not self._is_old(worker.entry):
+                continue
+            worker.state = State.RETIRED
             if worker.in_flight == 0:
-                self._spawn(self._bury(worker), self._burials)
+                self._do(self._end(worker), [worker])
+                if worker.completed == 0:
+                    self._count_death(f"worker {worker.entry.id} was of no use: its life ends too soon")
 
-    def _is_old(self, entry: WorkerEntry) -> bool:
-        return entry.expires - time.time() < self._policy.end_of_life_s
-
-    async def _bury(self, worker: Worker) -> None:
-        """Hang up, take the worker out of the registry and stop it, as far as that is for us to do.
-
-        A dead worker is nobody's. One that is well and in a registry that outlives us may be in use by other runs;
-        when it is old, its own end is near, and others will not give it prompts either.
-        """
-        await worker.client.aclose()
-        ours = self._started.pop(worker.entry.id, None) is not None
-        to_stop = worker.entry.id in self._evicted or (ours and not self._registry.outlives_pool)
+    async def _end(self, worker: Worker) -> None:
+        """End a worker, as far as that is for us to do. One that cannot be ended is kept in mind, not to be adopted."""
         try:
-            if to_stop or worker.retired:
-                await self._registry.remove(worker.slot, worker.entry)
-        finally:
-            if to_stop:
-                await self._launcher.stop(worker.entry)
+            await self._supply.end(worker)
+        except Exception as exc:  # noqa: BLE001  # whatever it was, it is no reason to lose what was answered
+            self.trouble.append(f"worker {worker.entry.id}: {in_words(exc)}")
+        else:
+            self._workers.remove(worker)
 
     def _count_death(self, why: str) -> None:
         self._deaths += 1
@@ -265,28 +213,47 @@ class Fleet:
                 f"{self._deaths} workers in a row failed to start or died before they answered; the last: {why}"
             )
 
-    # Background
+    # Tasks
 
-    async def _watch_all(self) -> None:
-        """Examine workers that hold prompts and complete none: a lost machine sends no farewell."""
-        while True:
-            await asyncio.sleep(self._policy.watch_s)
-            for worker in self._workers.values():
-                if worker.in_flight and worker.completed == worker.completed_at_last_watch and not worker.suspect:
-                    self._examine(worker)
-                worker.completed_at_last_watch = worker.completed
+    def _in(self, states: Collection[State]) -> list[Worker]:
+        return [worker for worker in self._workers if worker.state in states]
 
-    def _spawn(self, work: Coroutine[None, None, None], group: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    def _do(self, work: Coroutine[None, None, None], workers: Collection[Worker]) -> None:
+        """Begin what is to be done about the workers."""
         task = asyncio.create_task(work)
-        group.add(task)
-        task.add_done_callback(self._ended)
-        return task
+        for worker in workers:
+            worker.task = task
+        task.add_done_callback(self._done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            self._burials.discard(task)
-        elif task not in self._burials:  # a failed burial stays there for `close` to tell
+    def _done(self, task: asyncio.Task[None]) -> None:
+        for worker in [worker for worker in self._workers if worker.task is task]:
+            worker.task = None
+            if worker.state in ON_THE_WAY:
+                self._workers.remove(worker)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, WorkerError):
+            self._failed_starts += 1
+            self._count_death(str(error))
+        elif error is not None:
             # An error that no adapter should raise must not leave prompts waiting for a worker that never comes.
-            self.broken = f"the machinery failed: {task.exception()!r}"
-            self._on_change()
+            self.broken = f"the machinery failed: {in_words(error)}"
+        self.changed.set()
+
+    def _tasks(self, states: Collection[State]) -> set[asyncio.Task[None]]:
+        return {worker.task for worker in self._in(states) if worker.task is not None}
+
+    async def _cancel(self, states: Collection[State]) -> None:
+        tasks = self._tasks(states)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def in_words(error: BaseException) -> str:
+    """One bounded line. Of an error neither ours nor the system's only the kind: its words may hold a key."""
+    kind = type(error).__name__
+    words = " ".join(str(error).split())[:WORDS_CHARS]
+    if isinstance(error, RLMError):
+        return words or kind
+    return f"{kind}: {words}" if isinstance(error, OSError) and words else kind

@@ -12,11 +12,10 @@ not wait for the end of a long one.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -35,12 +34,12 @@ from rlm.workers.base import (
 )
 from rlm.workers.batch import Batch, Listeners, Result
 from rlm.workers.client import HttpWorkerClient
-from rlm.workers.fleet import Fleet, Worker
+from rlm.workers.fleet import Fleet, Outcome
 from rlm.workers.limiter import AdaptiveLimit
 from rlm.workers.retry import Retry, RetryPolicy, Tries
 from rlm.workers.shield import uninterrupted
-
-PROMPTS_PER_WORKER = 16  # outstanding for each worker started: one carries 64, but a full pool ends a batch sooner
+from rlm.workers.supply import Supply
+from rlm.workers.worker import Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +75,14 @@ class WorkerPool:
         if min(size, per_worker) < 1:
             raise InputError(f"a pool of {size} workers with {per_worker} prompts each answers nothing; give 1 or more")
         self._policy = policy or RetryPolicy()
-        self._per_worker = per_worker
-        self._fleet = Fleet(launcher, registry, connect, size=size, policy=self._policy, on_change=self._dispatch)
+        supply = Supply(launcher, registry, connect, self._policy)
+        self._fleet = Fleet(supply, size=size, per_worker=per_worker, policy=self._policy)
         self._limit = AdaptiveLimit(size * per_worker)
         # Twice the capacity, so that whenever a call ends, the next prompt stands in line, even if many back off.
         self._prompts_ahead = 2 * size * per_worker
         self._batches: deque[Batch] = deque()  # whose turn it is comes first
         self._in_flight = self._done = self._failed = self._retries = 0
-        self._timer: asyncio.TimerHandle | None = None  # for what no event announces: the end of a pause
+        self._turns: asyncio.Task[None] | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -92,16 +91,36 @@ class WorkerPool:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.close()
+        if exc_type is None:
+            await self.close()
+        else:
+            self._closed = True
+            await uninterrupted(self._close())
 
-    async def close(self) -> None:
-        """End every map and stop the workers, also when cancelled meanwhile."""
-        await uninterrupted(self._close())
+    @property
+    def trouble(self) -> list[str]:
+        """What could not be ended, a line each; complete once the pool is closed."""
+        return list(self._fleet.trouble)
+
+    async def close(self) -> list[str]:
+        """End every map and stop the workers, but those that later pools find: these are left, all started.
+
+        For the ones still being started it waits up to `RetryPolicy.closing_s` seconds; a cancellation cuts that
+        short, and ends them. Returns what could not be ended, a line each.
+        """
+        self._closed = True
+        for batch in self._batches:
+            batch.fail(PoolBrokenError("the pool was closed"))
+        try:
+            await self._fleet.starts_ended()
+        finally:
+            await uninterrupted(self._close())
+        return self.trouble
 
     def stats(self) -> PoolStats:
         """The counts up to now."""
         return PoolStats(
-            workers=len(self._fleet),
+            workers=self._fleet.running,
             starting=self._fleet.starting,
             in_flight=self._in_flight,
             waiting=self._outstanding() - self._in_flight,
@@ -132,13 +151,18 @@ class WorkerPool:
         and all that was answered is yielded before the error is raised; ordered, there may then be gaps.
 
         Raises: SubLLMError (at the first failure, whatever the order); KeyRefusedError and UnknownModelError, which
-        no other prompt would escape; PoolBrokenError when there are no workers to be had.
+        no other prompt would escape; PoolBrokenError when there are no workers to be had, which the next map tries
+        anew.
         """
         if self._closed:
             raise PoolBrokenError("the pool is closed")
         batch = Batch(Listeners(on_retry=on_retry, on_result=on_result), ordered=order_outputs)
         coming = enumerate(prompts)
         self._batches.append(batch)
+        if self._turns is None:
+            self._turns = asyncio.create_task(self._give_turns())
+        if self._fleet.broken is not None:
+            self._fleet.mend()
         try:
             while True:
                 if batch.error is None:
@@ -177,10 +201,7 @@ class WorkerPool:
         tries = Tries(self._policy, index)
         tell_result, tell_retry = batch.listeners.on_result, batch.listeners.on_retry
         while True:
-            async with self._turn(batch) as worker:
-                sent_at = time.monotonic()
-                outcome = await self._ask(worker, prompt)
-            now = time.monotonic()
+            worker, latency_s, outcome = await self._ask(batch, prompt)
             if isinstance(outcome, Answer):
                 self._done += 1
                 completion = Completion(
@@ -188,7 +209,7 @@ class WorkerPool:
                     text=outcome.text,
                     usage=outcome.usage,
                     attempts=tries.attempts + 1,
-                    latency_s=now - sent_at,
+                    latency_s=latency_s,
                     worker=worker.entry.id,
                     cut=outcome.cut,
                 )
@@ -196,7 +217,7 @@ class WorkerPool:
                     tell_result(completion)
                 return completion
             try:
-                retry = tries.next(outcome, now)
+                retry = tries.next(outcome, time.monotonic())
             except SubLLMError as failure:
                 self._failed += 1
                 if tell_result is not None:
@@ -211,95 +232,90 @@ class WorkerPool:
                 tell_retry(retry)
             await asyncio.sleep(retry.delay_s)
 
-    async def _ask(self, worker: Worker, prompt: Prompt) -> Answer | ProviderFailure | WorkerBusy | WorkerError:
-        """Make one call, and let the fleet and the limit know what it says about worker and provider."""
+    async def _ask(self, batch: Batch, prompt: Prompt) -> tuple[Worker, float, Outcome]:
+        """Wait for a worker, then make one call: the worker, the seconds the call took, and what came of it."""
+        worker = await self._turn(batch)
+        outcome: Outcome | None = None
         sent_at = time.monotonic()
-        try:
-            outcome = await worker.client.complete(prompt)
-        except WorkerError as exc:
-            self._fleet.failed(worker, exc)
-            return exc
+        with batch.call_in_flight():
+            try:
+                outcome = await worker.client.complete(prompt)
+                self._learn(outcome, sent_at)
+            except WorkerError as exc:
+                outcome = exc
+            finally:
+                self._give_back(worker, outcome)
+        return worker, time.monotonic() - sent_at, outcome
+
+    def _learn(self, outcome: Answer | ProviderFailure | WorkerBusy, sent_at: float) -> None:
+        """Let the limit know what an outcome says about the provider."""
         match outcome:
             case Answer():
                 self._limit.succeeded()
-                self._fleet.completed(worker)
-            case WorkerBusy(retry_after_s=wait_s):
-                worker.resting_until = time.monotonic() + wait_s
             case ProviderFailure(kind="rate_limited", retry_after_s=wait_s):
                 self._limit.refused(sent_at=sent_at, in_flight=self._in_flight)
                 if wait_s is not None and wait_s <= self._policy.max_wait_s:
                     self._limit.pause(wait_s)
-        return outcome
 
     # Turns
 
-    @asynccontextmanager
-    async def _turn(self, batch: Batch) -> AsyncIterator[Worker]:
-        """Wait in the batch's line for a worker; have it for one call."""
+    async def _turn(self, batch: Batch) -> Worker:
+        """Wait in the batch's line for a worker; it is to be given back."""
         turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         batch.line.append(turn)
-        self._dispatch()
-        task = asyncio.current_task()
-        assert task is not None
+        self._fleet.changed.set()
         try:
-            worker = await turn
-            batch.in_flight.add(task)
-            yield worker
-        finally:
-            batch.in_flight.discard(task)
+            return await turn
+        except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._in_flight -= 1
-                self._fleet.give_back(turn.result())
-                self._dispatch()
+                self._give_back(turn.result(), None)
+            raise
 
-    def _dispatch(self) -> None:
-        """Give turns while there are workers and the limit allows. Called whenever that may have changed."""
-        if self._closed:
-            return
-        self._fleet.want(math.ceil(self._outstanding() / PROMPTS_PER_WORKER))
+    def _give_back(self, worker: Worker, outcome: Outcome | None) -> None:
+        self._in_flight -= 1
+        self._fleet.release(worker, outcome)
+
+    async def _give_turns(self) -> None:
+        """Give turns for as long as the pool is open, whenever something has changed or enough time has passed."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._give_turns_now()):
+                    await self._fleet.changed.wait()
+            self._fleet.changed.clear()
+
+    def _give_turns_now(self) -> float | None:
+        """Give turns while there are workers and the limit allows. Seconds until more may follow, if time decides."""
+        self._fleet.want(self._outstanding())
         if self._fleet.broken is not None:
-            while (turn := self._next_in_line()) is not None:
-                turn.set_exception(PoolBrokenError(self._fleet.broken))
-            return
+            while (batch := self._first_in_line()) is not None:
+                batch.line.popleft().set_exception(PoolBrokenError(self._fleet.broken))
+            return None
         if (pause_s := self._limit.paused_s()) > 0:
-            self._dispatch_in(pause_s)
-            return
-        while self._in_flight < self._limit.limit:
-            worker = self._fleet.pick(self._per_worker)
+            return pause_s
+        while self._in_flight < self._limit.limit and (batch := self._first_in_line()) is not None:
+            worker = self._fleet.lease()
             if worker is None:
-                if (rest_s := self._fleet.rest_s()) is not None:
-                    self._dispatch_in(rest_s)
-                return
-            turn = self._next_in_line()
-            if turn is None:
-                return
+                return self._fleet.wait_s()
             self._in_flight += 1
-            worker.in_flight += 1
-            turn.set_result(worker)
-
-    def _dispatch_in(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._dispatch)
-
-    def _next_in_line(self) -> asyncio.Future[Worker] | None:
-        for _ in range(len(self._batches)):
-            batch = self._batches[0]
+            batch.line.popleft().set_result(worker)
             self._batches.rotate(-1)
-            while batch.line:
-                turn = batch.line.popleft()
-                if not turn.done():
-                    return turn
+        return None
+
+    def _first_in_line(self) -> Batch | None:
+        """The first batch, from the one whose turn it is, that has a prompt in line."""
+        for _ in range(len(self._batches)):
+            if self._batches[0].is_in_line():
+                return self._batches[0]
+            self._batches.rotate(-1)
         return None
 
     def _outstanding(self) -> int:
         return sum(len(batch.tasks) for batch in self._batches)
 
     async def _close(self) -> None:
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
         for batch in list(self._batches):
-            batch.fail(PoolBrokenError("the pool was closed"))
             await batch.close()
+        if self._turns is not None:
+            self._turns.cancel()
+            await asyncio.wait([self._turns])
         await self._fleet.close()

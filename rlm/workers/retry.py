@@ -30,6 +30,8 @@ class RetryPolicy:
 
     wind_up_s: float = 5
     """How long a map that an error ends waits for its calls in flight: they are paid for."""
+    closing_s: float = 60
+    """How long a pool that closes in order waits for workers being started, which later pools will find."""
 
     def delay_s(self, failures: int) -> float:
         """A wait before the next try: anything up to the exponential bound, so that retries do not come in step."""

@@ -15,6 +15,7 @@ from rlm.usage import TokenUsage
 from rlm.workers.base import Answer, Completion, Prompt, ProviderFailure, WorkerBusy, WorkerEntry
 from rlm.workers.pool import WorkerPool
 from rlm.workers.retry import RetryPolicy
+from tests.workers.support import until
 
 POLICY = RetryPolicy(attempts=6, base_s=0.001, cap_s=0.002, deaths=10_000)
 BEFORE_THE_ANSWER = ["500", "429", "429 now", "busy", "reset", "death"]
@@ -28,6 +29,7 @@ class World:
     per_worker: int
     failing_starts: int = 0
     life_s: float = 1e6
+    start_s: float = 0
     alive: set[str] = field(default_factory=set)
     starts: int = 0
     peak_alive: int = 0
@@ -37,7 +39,7 @@ class World:
 
     async def start(self) -> WorkerEntry:
         self.starts = number = self.starts + 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.start_s)
         if number <= self.failing_starts:
             raise WorkerError("no machine to be had")
         entry = WorkerEntry(id=f"w{number}", url="", token="", created=time.time(), expires=time.time() + self.life_s)
@@ -156,6 +158,57 @@ def test_every_prompt_has_one_result_whatever_happens(maps, size, per_worker, fa
 @settings(max_examples=100, deadline=None)
 @given(
     fates=fates,
+    size=st.integers(1, 4),
+    per_worker=st.integers(1, 20),
+    life_s=st.sampled_from([0.405, 0.42, 1e6]),
+    kills=st.lists(st.integers(0, 20), max_size=12),
+    ordered=st.booleans(),
+)
+def test_no_prompt_is_lost_or_answered_twice_while_workers_die_and_retire(
+    fates, size, per_worker, life_s, kills, ordered
+):
+    world = World({str(index): ["slow", *fate] for index, fate in enumerate(fates)}, per_worker, life_s=life_s)
+    policy = replace(POLICY, end_of_life_s=0.4)
+    told = []
+
+    async def kill():
+        for hops in kills:
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            world.alive -= set(sorted(world.alive)[:1])
+
+    async def main():
+        registry = MemoryRegistry()
+        async with (
+            asyncio.timeout(15),
+            WorkerPool(world, registry, size=size, per_worker=per_worker, policy=policy, connect=world.connect) as pool,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(kill())
+            asked = [Prompt(text=str(index), model="m") for index in range(len(fates))]
+            results = [
+                result
+                async for result in pool.map(
+                    asked, order_outputs=ordered, return_exceptions=True, on_result=told.append
+                )
+            ]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert world.alive == set()
+        assert await registry.entries() == {}
+        assert pool.trouble == []
+        assert sorted(result.index for result in results) == list(range(len(fates)))
+        assert sorted(result.index for result in told) == list(range(len(fates)))
+        for result in results:
+            answered = isinstance(result, Completion)
+            assert world.answered[str(result.index)] == answered
+            assert answered or "refused" in fates[result.index] or result.attempts >= POLICY.attempts
+
+    asyncio.run(main())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    fates=fates,
     size=st.integers(1, 3),
     per_worker=st.integers(1, 20),
     taken=st.integers(0, 30),
@@ -259,9 +312,113 @@ def test_a_worker_that_could_not_be_stopped_is_told_at_the_end():
             raise ConnectionError(f"cannot stop {entry.id}")
 
     world = Sticky({"p": ["death"]}, per_worker=1)
-    with pytest.raises(ConnectionError, match="cannot stop w1"):
-        run_in_world(world, [Prompt(text="p", model="m")], size=1, policy=POLICY)
+
+    async def main():
+        pool = WorkerPool(world, MemoryRegistry(), size=1, policy=POLICY, connect=world.connect)
+        async with pool:
+            await anext(pool.map([Prompt(text="p", model="m")]))
+        return pool
+
+    pool = asyncio.run(main())
+    assert sorted(pool.trouble) == [f"worker w{n}: ConnectionError: cannot stop w{n}" for n in (1, 2)]
     assert world.answered["p"] == 1
+
+
+def test_a_pool_that_broke_is_of_use_again_when_workers_can_be_had():
+    world = World({"p": []}, per_worker=1, failing_starts=2)
+
+    async def main():
+        policy = replace(POLICY, deaths=2)
+        async with WorkerPool(world, MemoryRegistry(), size=1, policy=policy, connect=world.connect) as pool:
+            with pytest.raises(PoolBrokenError, match="2 workers in a row"):
+                await anext(pool.map([Prompt(text="p", model="m")]))
+            return await anext(pool.map([Prompt(text="p", model="m")]))
+
+    assert asyncio.run(main()).text == "answer to p"
+
+
+class SharedRegistry(MemoryRegistry):
+    """As if it were in a Dict: later pools find the workers."""
+
+    outlives_pool = True
+
+
+def test_workers_found_running_share_the_prompts():
+    count = 78
+    world = World({str(index): ["slow"] for index in range(count)}, per_worker=64)
+
+    class Remote(Connection):
+        async def check(self):
+            await asyncio.sleep(int(self.worker[1:]) / 100)  # one after another, as over a network
+            await super().check()
+
+        async def complete(self, prompt):
+            self.world.fate[prompt.text].clear()
+            self.world.in_flight[self.worker] += 1
+            await asyncio.sleep(0.2)
+            return Answer("", TokenUsage())
+
+    world.connect = lambda entry: Remote(world, entry.id)
+
+    async def main():
+        registry = SharedRegistry()
+        for slot in range(4):
+            assert await registry.publish(slot, await registry.claim(slot), await world.start())
+        async with WorkerPool(world, registry, size=4, policy=POLICY, connect=world.connect) as pool:
+            asked = [Prompt(text=str(index), model="m") for index in range(count)]
+            assert len([result async for result in pool.map(asked)]) == count
+
+    asyncio.run(main())
+    assert max(world.in_flight.values()) <= 20
+    assert world.starts == 4
+
+
+def test_a_worker_that_runs_takes_all_that_waits_while_others_start():
+    count = 40
+    world = World({str(index): ["slow"] for index in range(count)}, per_worker=64)
+
+    async def main():
+        registry = SharedRegistry()
+        assert await registry.publish(0, await registry.claim(0), await world.start())
+        world.start_s = 60
+        async with WorkerPool(world, registry, size=4, policy=POLICY, connect=world.connect) as pool:
+            asked = [Prompt(text=str(index), model="m") for index in range(count)]
+            assert {result.worker for result in [r async for r in pool.map(asked)]} == {"w1"}
+            raise LookupError  # nothing is waited for then
+
+    with pytest.raises(LookupError):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_workers_being_started_at_the_end_are_kept_for_later_pools_but_not_when_cancelled(cancelled):
+    world = World({str(index): [] for index in range(64)}, per_worker=64)
+
+    async def main():
+        registry = SharedRegistry()
+        assert await registry.publish(0, await registry.claim(0), await world.start())
+        world.start_s = 60 if cancelled else 0.1
+
+        async def run():
+            async with WorkerPool(world, registry, size=4, policy=POLICY, connect=world.connect) as pool:
+                asked = [Prompt(text=str(index), model="m") for index in range(64)]
+                assert len([result async for result in pool.map(asked)]) == 64
+                await until(lambda: world.starts == 4)
+                answered.set()
+
+        answered = asyncio.Event()
+        running = asyncio.create_task(run())
+        await answered.wait()
+        if cancelled:
+            running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled() is cancelled
+        entries = await registry.entries()
+        assert len(entries) == (1 if cancelled else 4)
+        assert {entry.id for entry in entries.values()} == world.alive
+        assert await registry.claim(1) if cancelled else True  # no claim is left behind
+
+    asyncio.run(main())
 
 
 def test_a_claim_held_elsewhere_is_waited_for():
