@@ -124,7 +124,9 @@ async def solve(request: RunRequest) -> RunResult:
 @app.function(**solving)
 async def solve_live(request: RunRequest) -> AsyncIterator[Event | RunResult]:
     """One run, its events as they happen; the last item is the result."""
-    async for item in events_of(lambda tell: runs.make_recorded(request, rlm_for(request, tell), records, contexts)):
+    async for item in events_of(
+        lambda tell: runs.make_recorded(request, rlm_for(request, tell), records, contexts, tell)
+    ):
         yield item
 
 

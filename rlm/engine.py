@@ -98,7 +98,7 @@ class RLM:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self._stack.__aexit__(kind, exc, trace)  # the pool must know whether this is an end in order
 
     async def run(self, question: str, context: object, *, run_id: str | None = None) -> RunResult:
         """Answer the question over the context: a str, a pathlib.Path (file or folder), or any JSON value.

@@ -8,7 +8,7 @@ import contextlib
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,18 +66,31 @@ async def follow(
     raise PlatformError("the run on Modal ended without a result")
 
 
-async def make_recorded(request: RunRequest, rlm: RLM, store: modal.Dict, volume: modal.Volume) -> RunResult:
-    """Make the run in this container, and write down how it stands. Raises: as `make_run` does."""
+async def make_recorded(
+    request: RunRequest,
+    rlm: RLM,
+    store: modal.Dict,
+    volume: modal.Volume,
+    deliver: Callable[[RunResult], None] = lambda _: None,
+) -> RunResult:
+    """Make the run in this container, and write down how it stands.
+
+    The result is written down, and then given to `deliver`, before the pool is closed, which waits for workers on
+    their way. Raises: as `make_run` does.
+    """
+
+    async def answered(result: RunResult) -> None:
+        await remember(store, succeeded(request.run_id, result))
+        deliver(result)
+
     await remember(store, RunRecord(id=request.run_id, state="running"))
     if isinstance(request.source, Uploaded):
         await volume.reload.aio()  # type: ignore[no-untyped-call]
     try:
-        result = await make_run(rlm, request)
+        return await make_run(rlm, request, answered)
     except RLMError as exc:
         await remember(store, RunRecord(id=request.run_id, state="failed", error=str(exc)))
         raise
-    await remember(store, succeeded(request.run_id, result))
-    return result
 
 
 def secret_values(arguments: Sequence[str]) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_paths, context_from_value
 from rlm.engine import RLM
-from rlm.events import Emit, Event
+from rlm.events import Event
 from rlm.run import RunResult, new_run_id
 
 
@@ -75,29 +75,37 @@ class RunRequest:
     run_id: str = field(default_factory=new_run_id)
 
 
-async def make_run(rlm: RLM, request: RunRequest) -> RunResult:
-    """Answer the request with an RLM of its configuration that nobody has entered yet.
+async def make_run(
+    rlm: RLM, request: RunRequest, answered: Callable[[RunResult], Awaitable[None]] | None = None
+) -> RunResult:
+    """Answer the request with an RLM of its configuration that was not entered yet.
 
-    Raises: as `RLM.run` does.
+    `answered` is given the result as soon as it is there: what is waited for afterwards, such as workers on their
+    way, keeps no answer back. Raises: as `RLM.run` does.
     """
     with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
         context = request.source.open(Path(folder))
         async with rlm:
-            return await rlm.run(request.question, context, run_id=request.run_id)
+            result = await rlm.run(request.question, context, run_id=request.run_id)
+            if answered is not None:
+                await answered(result)
+    return result
 
 
-async def events_of(run: Callable[[Emit], Awaitable[RunResult]]) -> AsyncIterator[Event | RunResult]:
-    """The events of a run as they happen; the last item is its result.
+async def events_of(
+    run: Callable[[Callable[[Event | RunResult], None]], Awaitable[object]],
+) -> AsyncIterator[Event | RunResult]:
+    """The events of a run as it tells them; the last item is its result, which may come before the run has ended.
 
     Raises: what the run raises, after its events.
     """
-    queue: asyncio.Queue[Event | None] = asyncio.Queue()
+    queue: asyncio.Queue[Event | RunResult | None] = asyncio.Queue()
     task = asyncio.ensure_future(run(queue.put_nowait))
     task.add_done_callback(lambda _: queue.put_nowait(None))
     try:
-        while (event := await queue.get()) is not None:
-            yield event
-        yield task.result()
+        while (item := await queue.get()) is not None:
+            yield item
+        task.result()
     finally:
         task.cancel()
         await asyncio.wait([task])

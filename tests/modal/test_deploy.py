@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -15,6 +16,14 @@ pytestmark = pytest.mark.usefixtures("needs_isolation")
 
 LEASE = "It begins in March.\nThe lease was signed by Ada Lovelace.\n"
 QUESTION, ANSWER = "Who signed the lease?", "The lease was signed by Ada Lovelace."
+
+
+def until(holds: Callable[[], bool]) -> bool:
+    """Wait until something about the cloud holds, of which no event tells."""
+    deadline = time.monotonic() + 15
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
 
 
 class TestRuns:
@@ -53,6 +62,26 @@ class TestRuns:
 
 
 class TestManyRuns:
+    def test_the_first_run_starts_the_workers_and_the_others_only_a_repl(self):
+        ask = cell("parallel_llm_query([f'Is there anything in text {i}?' for i in range(78)])")
+        with cloud_of(OfflineSettings(latency_s=0.02, script=(ask, "FINAL(done)"))) as cloud, deployed(cloud) as api:
+            created = []
+            for _ in range(3):
+                before = cloud.double.rpc_counts["SandboxCreateV2"]
+                assert api.ask("q", "c")["answer"] == "done"
+                assert until(lambda: len(cloud.sandboxes("worker")) == 4)
+                created.append(cloud.double.rpc_counts["SandboxCreateV2"] - before)
+            assert created == [5, 1, 1]
+
+    def test_an_answer_does_not_wait_for_workers_on_their_way(self):
+        ask = cell("parallel_llm_query([f'Is there anything in text {i}?' for i in range(78)])")
+        with cloud_of(OfflineSettings(latency_s=0.02, script=(ask, "FINAL(done)"))) as cloud, deployed(cloud) as api:
+            cloud.double.faults.creation_rate(2, per_s=5)  # the REPL and one worker; the others must wait
+            assert api.ask("q", "c")["answer"] == "done"
+            assert len(cloud.sandboxes("worker")) == 1
+            cloud.double.faults.clear()
+            assert until(lambda: len(cloud.sandboxes("worker")) == 4)
+
     @pytest.mark.slow
     @pytest.mark.timeout(120)
     def test_eight_at_once_share_four_workers(self):

@@ -40,6 +40,21 @@ class TestAPool:
 
         asyncio.run(main())
 
+    def test_a_pool_of_fast_calls_is_full_after_one_run_and_none_of_its_workers_is_thrown_away(self, on_modal):
+        async def main():
+            created = []
+            with serve_offline(OfflineSettings(sub_replies=echo, latency_s=0.02)) as server:
+                for run in range(3):
+                    before = on_modal.double.rpc_counts["SandboxCreateV2"]
+                    async with on_modal.pool(server, 4) as pool:
+                        assert len(await take_all(pool, prompts(78, words=f"{run}"))) == 78
+                    created.append(on_modal.double.rpc_counts["SandboxCreateV2"] - before)
+                    assert len(on_modal.alive()) == 4
+                    assert pool.trouble == []
+            assert created == [4, 0, 0]
+
+        asyncio.run(main())
+
     def test_two_runs_at_once_do_not_overshoot(self, on_modal):
         async def main():
             with serve_offline(OfflineSettings(sub_replies=echo, latency_s=0.05)) as server:
