@@ -45,7 +45,6 @@ HOURS = 60 * MINUTES
 SANDBOX_FOLDER = Path(sandbox_image.__file__).parent
 RLM_FOLDER = Path(rlm.__file__).parent
 NOT_SHIPPED = ["**/__pycache__"]
-POOL_SLOTS = 64  # the largest pool that is looked after
 
 app = modal.App("rlm")
 
@@ -134,7 +133,7 @@ async def solve_live(request: RunRequest) -> AsyncIterator[Event | RunResult]:
 async def reconcile() -> dict[str, int]:
     """Bring Sandboxes and registry together again; what was found and done, as counts."""
     scope = worker_sandbox(Provider.from_environment()).scope
-    return await sweep(app.app_id or "", DictRegistry(workers, scope=scope, size=POOL_SLOTS), SweepPolicy())
+    return await sweep(app.app_id or "", DictRegistry(workers, scope=scope), SweepPolicy())
 
 
 @app.function(image=function_image, secrets=[runs.optional_secret("rlm-api-token")], max_containers=4)

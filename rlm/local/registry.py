@@ -1,4 +1,4 @@
-"""The registry of one process. The one that processes share is in `rlm/modal/workers.py`."""
+"""The registry of one process. The one that processes share is in `rlm/modal/registry.py`."""
 
 from __future__ import annotations
 
@@ -8,32 +8,42 @@ from collections.abc import Callable
 
 from rlm.workers.base import WorkerEntry
 
-CLAIM_LIFE_S = 180  # longer than any worker takes to start: an older claim belongs to somebody who died
+CLAIM_LIFE_S = 30.0  # of a claim that is not renewed
 
 
 class MemoryRegistry:
-    """A `WorkerRegistry` in memory. A claim is the number of its epoch; a dead one is stolen by the next epoch."""
+    """A `WorkerRegistry` in memory. A claim is the number of its epoch; an expired one is taken over by the next."""
 
     outlives_pool = False
+    claim_life_s = CLAIM_LIFE_S
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._entries: dict[int, WorkerEntry] = {}
-        self._claims: dict[int, tuple[str, float]] = {}  # slot -> claim, when it was made
+        self._claims: dict[int, tuple[str, float]] = {}  # slot -> claim, when it was made or renewed
         self._epochs = itertools.count(1)
 
     async def entries(self) -> dict[int, WorkerEntry]:
         """Every slot that has a worker."""
         return dict(self._entries)
 
+    async def entry(self, slot: int) -> WorkerEntry | None:
+        """The worker of one slot."""
+        return self._entries.get(slot)
+
     async def claim(self, slot: int) -> str | None:
         """Take the right to start the worker of an empty slot. None if another has it already."""
         _, made_at = self._claims.get(slot, ("", -float("inf")))
-        if slot in self._entries or self._clock() - made_at < CLAIM_LIFE_S:
+        if slot in self._entries or self._clock() - made_at < self.claim_life_s:
             return None
         claim = str(next(self._epochs))
         self._claims[slot] = (claim, self._clock())
         return claim
+
+    async def renew(self, slot: int, claim: str) -> None:
+        """Let a claim last anew from now on. Does nothing when it was lost meanwhile."""
+        if self._holds(slot, claim):
+            self._claims[slot] = (claim, self._clock())
 
     async def publish(self, slot: int, claim: str, entry: WorkerEntry) -> bool:
         """Fill a claimed slot. False when the claim was lost meanwhile: the caller ends the worker it started."""

@@ -12,7 +12,7 @@ from rlm.errors import WorkerError
 from rlm.modal.registry import DictRegistry
 from rlm.modal.repl import ROLE as REPL_ROLE
 from rlm.modal.sandboxes import MODAL_FAILED, ROLE_TAG, age_s, list_running, terminate
-from rlm.modal.workers import CLAIM_LIFE_S, PORT, ROLE, SCOPE_TAG, as_worker_error, connect
+from rlm.modal.workers import LONGEST_START_S, PORT, ROLE, SCOPE_TAG, as_worker_error, connect
 from rlm.workers.base import WorkerEntry
 
 OUTCOMES = ("kept", "idle", "rotated", "lost", "orphans", "repls", "failed")
@@ -31,7 +31,7 @@ class SweepPolicy:
     """A worker that lives no longer gives its slot up. More than `RetryPolicy.end_of_life_s`."""
     longest_run_s: float = 6 * 3600
     """A REPL that is older belongs to a run that has died."""
-    starting_s: float = CLAIM_LIFE_S
+    starting_s: float = LONGEST_START_S
     """A worker that is younger may not be in the registry yet."""
 
 
@@ -46,7 +46,7 @@ async def sweep(app_id: str, registry: DictRegistry, policy: SweepPolicy) -> dic
     repls     REPLs ended because they were too old
     failed    whatever Modal failed at; the next sweep sees it again
 
-    Raises: WorkerError when Modal tells nothing at all.
+    The registry is one of every slot. Raises: WorkerError when Modal tells nothing at all.
     """
     entries = await registry.entries()  # before the Sandboxes: one that is published now must not look lost
     with as_worker_error("Modal lists no Sandboxes"):

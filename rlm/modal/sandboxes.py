@@ -20,6 +20,7 @@ ROLE_TAG, CREATED_TAG = "rlm", "created"  # a Sandbox tells whoever lists it wha
 RATE_LIMIT_WAIT_S = 1.0  # between two tries, when Modal refuses to create any more for now
 ABANDON_AFTER_S = 30.0  # how long a cancelled creation is waited for, to end what it makes
 TERMINATE_TIMEOUT_S = 15.0
+WORDS_CHARS = 500
 ENDED_ALREADY = (modal.exception.NotFoundError, modal.exception.ConflictError)
 
 
@@ -30,7 +31,7 @@ async def create(
     patience_s: float,
     **options: Any,  # noqa: ANN401  # those of Sandbox.create
 ) -> modal.Sandbox:
-    """Create a Sandbox with these tags, its role and its time of birth. When cancelled, it leaves none behind.
+    """Create a Sandbox with these tags, its role and the time of its creation. When cancelled, it leaves none behind.
 
     While the account's limits refuse it, it tries again for `patience_s`.
     Raises: one of MODAL_FAILED.
@@ -78,12 +79,12 @@ async def age_s(sandbox: modal.Sandbox) -> float:
 
 
 def words_of(exc: BaseException) -> str:
-    """An exception on one line; its kind where it says nothing."""
-    return " ".join(str(exc).split()) or type(exc).__name__
+    """An exception on one bounded line; its kind where it says nothing."""
+    return " ".join(str(exc).split())[:WORDS_CHARS] or type(exc).__name__
 
 
 async def _discard(creating: asyncio.Future[modal.Sandbox]) -> None:
-    """End what a creation that nobody waits for any more makes."""
+    """End what a creation makes that is not waited for any more."""
     await asyncio.wait([creating], timeout=ABANDON_AFTER_S)
     if not creating.done():
         creating.cancel()

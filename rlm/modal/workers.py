@@ -35,8 +35,10 @@ CPU = (0.5, 2.0)  # asked for, and the most it may take
 MEMORY_MIB = (512, 2_048)
 READY_TIMEOUT_S = 3 * MINUTES
 PATIENCE_S = 30.0
-CLAIM_LIFE_S = READY_TIMEOUT_S + 2 * MINUTES  # longer than any start: an older claim belongs to somebody who died
-LAST_WORDS_TIMEOUT_S = 3.0
+LONGEST_START_S = READY_TIMEOUT_S + 2 * MINUTES  # with waiting for its turn, and for the account's limits
+STDERR_TIMEOUT_S = 3.0
+STDERR_KEPT_CHARS = 4_000
+STDERR_LINE_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +136,14 @@ class ModalWorkerLauncher:
             with as_worker_error("Modal creates no Sandbox for a worker"):
                 sandbox = await self._create()
             try:
-                await sandbox.wait_until_ready.aio(timeout=self._ready_timeout_s)
-                credentials = await sandbox.create_connect_token.aio(port=PORT)
+                async with asyncio.timeout(self._ready_timeout_s):  # the client bounds only a part of the waiting
+                    await sandbox.wait_until_ready.aio(timeout=self._ready_timeout_s)
+                    credentials = await sandbox.create_connect_token.aio(port=PORT)
             except BaseException as exc:
                 if isinstance(exc, MODAL_FAILED):
-                    said = await _last_words(sandbox)
+                    why = await _last_line_of_stderr(sandbox) or words_of(exc)
                     await terminate_after(exc, sandbox)
-                    raise WorkerError(f"a worker Sandbox did not start: {said or words_of(exc)}") from exc
+                    raise WorkerError(f"a worker Sandbox did not start: {why}") from exc
                 await terminate_after(exc, sandbox)
                 raise
         return WorkerEntry(
@@ -194,14 +197,15 @@ async def _terminate_by_id(sandbox_id: str) -> None:
         await terminate(await modal.Sandbox.from_id.aio(sandbox_id))
 
 
-async def _last_words(sandbox: modal.Sandbox) -> str:
-    """The last line on the stderr of a worker that did not start, if it can still be had."""
+async def _last_line_of_stderr(sandbox: modal.Sandbox) -> str:
+    """What a worker that did not start printed last, if it can still be had."""
+    kept = ""
     with contextlib.suppress(*MODAL_FAILED):
-        async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
+        async with asyncio.timeout(STDERR_TIMEOUT_S):
             if await sandbox.poll.aio() is not None:
-                said = await sandbox.stderr.read.aio()
-                return said.strip().rpartition("\n")[2]
-    return ""
+                async for chunk in sandbox.stderr:
+                    kept = (kept + chunk)[-STDERR_KEPT_CHARS:]
+    return kept.strip().rpartition("\n")[2][:STDERR_LINE_CHARS]
 
 
 @contextlib.contextmanager

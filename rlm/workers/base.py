@@ -105,17 +105,30 @@ class WorkerLauncher(Protocol):
 
 
 class WorkerRegistry(Protocol):
-    """Which worker holds which slot of the pool. One entry per slot; slots are 0 .. pool size - 1."""
+    """Which worker holds which slot of the pool. One entry per slot; slots are 0 .. pool size - 1.
+
+    Raises: WorkerError, from every method, when the registry does not answer.
+    """
 
     @property
     def outlives_pool(self) -> bool:
         """Whether later pools find these entries: then a pool leaves its workers running when it closes."""
 
+    @property
+    def claim_life_s(self) -> float:
+        """How long a claim lasts unless it is renewed; then its owner has died, and others may take the slot."""
+
     async def entries(self) -> dict[int, WorkerEntry]:
         """Every slot that has a worker."""
 
+    async def entry(self, slot: int) -> WorkerEntry | None:
+        """The worker of one slot."""
+
     async def claim(self, slot: int) -> str | None:
         """Take the right to start the worker of an empty slot. None if another has it already."""
+
+    async def renew(self, slot: int, claim: str) -> None:
+        """Let a claim last anew from now on. Does nothing when it was lost meanwhile."""
 
     async def publish(self, slot: int, claim: str, entry: WorkerEntry) -> bool:
         """Fill a claimed slot. False when the claim was lost meanwhile: the caller ends the worker it started."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from rlm.errors import WorkerError
 from rlm.workers.base import WorkerClient, WorkerEntry, WorkerLauncher, WorkerRegistry
@@ -13,6 +15,7 @@ from rlm.workers.shield import uninterrupted
 from rlm.workers.worker import State, Worker
 
 MAX_POLL_S = 1.0
+RENEWALS_A_LIFE = 3  # of a claim
 
 
 class Supply:
@@ -58,7 +61,7 @@ class Supply:
             elif (entry := await self._start(worker, claim)) is not None:
                 worker.entry, worker.client, worker.ours = entry, self._connect(entry), True
                 return
-            found = (await self._registry.entries()).get(worker.slot)
+            found = await self._registry.entry(worker.slot)
 
     async def end(self, worker: Worker) -> None:
         """Hang up, take the worker out of the registry and stop it, as far as that is for us to do.
@@ -93,7 +96,8 @@ class Supply:
         entry, published = None, False
         worker.state = State.STARTING
         try:
-            entry = await self._launcher.start()
+            async with self._kept(worker.slot, claim):
+                entry = await self._launcher.start()
             published = await self._registry.publish(worker.slot, claim, entry)
         finally:
             if not published:
@@ -102,9 +106,33 @@ class Supply:
             worker.state = State.SOUGHT
         return entry if published else None
 
+    @asynccontextmanager
+    async def _kept(self, slot: int, claim: str) -> AsyncIterator[None]:
+        """Renew the claim for as long as the start takes."""
+        done = asyncio.Event()
+        renewing = asyncio.create_task(self._renew_until(done, slot, claim))
+        try:
+            yield
+        finally:
+            done.set()
+            # A renewal under way is waited for: it must not be written after what the claim is used for.
+            await uninterrupted(_end_of(renewing))
+
+    async def _renew_until(self, done: asyncio.Event, slot: int, claim: str) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), self._registry.claim_life_s / RENEWALS_A_LIFE)
+                return
+            with contextlib.suppress(WorkerError):  # it may answer the next time, before the claim has expired
+                await self._registry.renew(slot, claim)
+
     async def _undo(self, slot: int, claim: str, entry: WorkerEntry | None) -> None:
         try:
             await self._registry.release(slot, claim)
         finally:
             if entry is not None:
                 await self._launcher.stop(entry)
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])

@@ -10,8 +10,7 @@ import modal
 import pytest
 
 from rlm.errors import WorkerError
-from rlm.modal.registry import DictRegistry
-from rlm.modal.workers import CLAIM_LIFE_S
+from rlm.modal.registry import CLAIM_LIFE_S, DictRegistry
 from rlm.workers.base import WorkerRegistry
 from tests.workers.registry_contract import ENTRY, OTHER, Clock, RegistryContract
 
@@ -101,29 +100,29 @@ def test_another_scope_sees_nothing(store):
     asyncio.run(main())
 
 
-def test_a_slow_owner_who_was_robbed_learns_it(store):
+def test_a_slow_owner_learns_that_its_claim_was_taken_over(store):
     async def main():
         clock = Clock()
-        slow, thief = two_runs(store, clock=clock)
+        slow, successor = two_runs(store, clock=clock)
         claim = await slow.claim(0)
         clock.now += CLAIM_LIFE_S + 1
-        stolen = await thief.claim(0)
+        stolen = await successor.claim(0)
         assert not await slow.publish(0, claim, ENTRY)
         await slow.release(0, claim)
-        assert await thief.publish(0, stolen, OTHER)
+        assert await successor.publish(0, stolen, OTHER)
         assert await slow.entries() == {0: OTHER}
 
     asyncio.run(main())
 
 
-def test_a_thief_finds_a_slow_owner_publishing_between_his_look_and_his_grip(store, modal_faults):
+def test_a_slow_owner_publishes_while_its_claim_is_taken_over(store, modal_faults):
     """Whatever the order, one of the two learns of the other: never two workers in one slot."""
 
     async def main():
         clock = Clock()
         modal_faults.latency("DictUpdate", 0.01)
         for delays in [(n / 500, 0) for n in range(8)] + [(0, n / 500) for n in range(1, 8)]:
-            slow, thief = two_runs(store, clock=clock)
+            slow, successor = two_runs(store, clock=clock)
             claim = await slow.claim(0)
             clock.now += CLAIM_LIFE_S + 1
 
@@ -132,13 +131,13 @@ def test_a_thief_finds_a_slow_owner_publishing_between_his_look_and_his_grip(sto
                 return await work
 
             published, stolen = await asyncio.gather(
-                later(delays[0], slow.publish(0, claim, ENTRY)), later(delays[1], thief.claim(0))
+                later(delays[0], slow.publish(0, claim, ENTRY)), later(delays[1], successor.claim(0))
             )
             assert not (published and stolen)
             if stolen:
-                assert await thief.publish(0, stolen, ENTRY)
+                assert await successor.publish(0, stolen, ENTRY)
             elif published:
-                assert await thief.entries() == {0: ENTRY}
+                assert await successor.entries() == {0: ENTRY}
             await slow.remove(0, ENTRY)
 
     asyncio.run(main())
@@ -206,5 +205,30 @@ def test_an_epoch_to_look_from_that_lags_behind_is_no_harm(store):
         await store.put.aio("s/0", 1)
         assert (await registry.entries())[0].id == "w4"
         assert await registry.claim(0) is None
+
+    asyncio.run(main())
+
+
+def test_every_slot_that_was_ever_used_is_found_without_knowing_the_size(store):
+    async def main():
+        one = DictRegistry(store, scope="s", size=100)
+        for slot in range(70):
+            claim = await one.claim(slot)
+            assert await one.publish(slot, claim, replace(ENTRY, id=f"w{slot}"))
+        for slot in range(60):
+            await one.remove(slot, replace(ENTRY, id=f"w{slot}"))
+        assert sorted(await DictRegistry(store, scope="s").entries()) == list(range(60, 70))
+
+    asyncio.run(main())
+
+
+def test_a_large_registry_reads_no_more_of_the_dict_than_was_ever_used(store, modal_double):
+    async def main():
+        registry = DictRegistry(store, scope="s", size=64)
+        claim = await registry.claim(0)
+        assert await registry.publish(0, claim, ENTRY)
+        before = modal_double.rpc_counts["DictGet"]
+        assert await registry.entries() == {0: ENTRY}
+        assert modal_double.rpc_counts["DictGet"] - before <= 2 * 32 + 1
 
     asyncio.run(main())

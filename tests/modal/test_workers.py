@@ -13,6 +13,7 @@ from rlm.errors import KeyRefusedError, PoolBrokenError, WorkerError
 from rlm.modal.sandboxes import CREATED_TAG, ROLE_TAG
 from rlm.modal.workers import SCOPE_TAG, ModalWorkerLauncher, Pace, connect, egress, registry_scope
 from rlm.offline.server import Fault, OfflineSettings, serve_offline
+from rlm.workers.pool import WorkerPool
 from tests.modal.workers_support import UNHURRIED, all_started
 from tests.workers.support import FAST, echo, prompts, take_all, texts, until
 
@@ -46,12 +47,44 @@ class TestAPool:
             with serve_offline(OfflineSettings(sub_replies=echo, latency_s=0.02)) as server:
                 for run in range(3):
                     before = on_modal.double.rpc_counts["SandboxCreateV2"]
-                    async with on_modal.pool(server, 4) as pool:
+                    launcher = ModalWorkerLauncher(on_modal.spec(server), pace=Pace(a_second=2))
+                    async with WorkerPool(launcher, on_modal.registry(4), size=4, policy=FAST, connect=connect) as pool:
                         assert len(await take_all(pool, prompts(78, words=f"{run}"))) == 78
                     created.append(on_modal.double.rpc_counts["SandboxCreateV2"] - before)
                     assert len(on_modal.alive()) == 4
                     assert pool.trouble == []
             assert created == [4, 0, 0]
+
+        asyncio.run(main())
+
+    def test_a_large_pool_reads_of_the_registry_what_it_needs(self, on_modal):
+        async def main():
+            with serve_offline(ECHO) as server:
+                for words, most in (("cold", 100), ("warm", 120)):
+                    before = on_modal.double.rpc_counts["DictGet"]
+                    async with on_modal.pool(server, 64) as pool:
+                        assert len(await take_all(pool, prompts(78, words=words))) == 78
+                    assert on_modal.double.rpc_counts["DictGet"] - before <= most
+
+        asyncio.run(main())
+
+    def test_a_worker_that_starts_for_longer_than_a_claim_lasts_is_not_started_twice(self, on_modal, modal_faults):
+        async def main():
+            with serve_offline(ECHO) as server:
+                registries = [on_modal.registry(1), on_modal.registry(1)]
+                for registry in registries:
+                    registry.claim_life_s = 1.0
+                modal_faults.sandbox_latency(2)
+
+                async def run(registry):
+                    async with WorkerPool(
+                        on_modal.launcher(server), registry, size=1, policy=FAST, connect=connect
+                    ) as pool:
+                        (result,) = await take_all(pool, prompts(1))
+                        return result.worker
+
+                one, two = await asyncio.gather(*(run(registry) for registry in registries))
+                assert [one] == [two] == on_modal.alive()
 
         asyncio.run(main())
 

@@ -51,6 +51,7 @@ class RegistryContract:
             assert claim is not None
             assert await registry.publish(2, claim, ENTRY)
             assert await registry.entries() == {2: ENTRY}
+            assert (await registry.entry(2), await registry.entry(1)) == (ENTRY, None)
 
         self.run(behaviour)
 
@@ -101,6 +102,34 @@ class RegistryContract:
             await registry.release(0, dead)  # must not release the new one
             assert await registry.claim(0) is None
             assert await registry.publish(0, stolen, OTHER)
+            assert await registry.entries() == {0: OTHER}
+
+        self.run(behaviour)
+
+    def test_a_claim_that_is_renewed_lasts_as_long_as_its_owner_lives(self) -> None:
+        async def behaviour(registry: WorkerRegistry, clock: Clock) -> None:
+            claim = await registry.claim(0)
+            assert claim is not None
+            for _ in range(4):
+                clock.now += self.claim_life_s * 0.7
+                await registry.renew(0, claim)
+                assert await registry.claim(0) is None
+            assert await registry.publish(0, claim, ENTRY)
+            await registry.renew(0, claim)  # late: it must not empty the slot
+            assert await registry.entries() == {0: ENTRY}
+
+        self.run(behaviour)
+
+    def test_a_claim_that_was_lost_cannot_be_renewed(self) -> None:
+        async def behaviour(registry: WorkerRegistry, clock: Clock) -> None:
+            lost = await registry.claim(0)
+            assert lost is not None
+            clock.now += self.claim_life_s + 1
+            taken = await registry.claim(0)
+            assert taken is not None
+            await registry.renew(0, lost)
+            assert not await registry.publish(0, lost, ENTRY)
+            assert await registry.publish(0, taken, OTHER)
             assert await registry.entries() == {0: OTHER}
 
         self.run(behaviour)
