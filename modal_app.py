@@ -93,7 +93,7 @@ def rlm_for(request: RunRequest, tell: Emit) -> RLM:
     provider = Provider.from_environment()
     spec = worker_sandbox(provider)
     backend = Backend(
-        repl_launcher=ModalReplLauncher(app, repl_image, tags={"run": request.run_id}),
+        repl_launcher=ModalReplLauncher(app, repl_image, run_id=request.run_id),
         worker_launcher=ModalWorkerLauncher(spec),
         registry=DictRegistry(workers, scope=spec.scope, size=request.config.pool_size),
         connect=connect,

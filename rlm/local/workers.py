@@ -21,6 +21,7 @@ from rlm.workers.shield import uninterrupted
 START_TIMEOUT_S = 60
 STOP_GRACE_S = 2  # twice what a worker gives its calls in flight
 STDERR_TAIL_BYTES = 4000
+STDERR_LINE_CHARS = 500
 YEAR_S = 365 * 24 * 3600
 # What a worker gets of our environment, so that nothing else of it gets to a process that talks to the provider.
 PASSED_ON = (
@@ -45,7 +46,10 @@ class _Process:
         ]
 
     async def _read_stdout(self, stream: asyncio.StreamReader) -> None:
-        line = await stream.readline()
+        try:
+            line = await stream.readline()
+        except ValueError:  # longer than any line of a worker
+            line = b""
         if not self.first_line.done():
             self.first_line.set_result(line)
         while await stream.read(65536):
@@ -97,7 +101,7 @@ class LocalLauncher:
             except (TimeoutError, ValueError, LookupError, TypeError):
                 stderr = await uninterrupted(process.end(0))
                 *_, last_line = stderr.splitlines() or ["it said nothing"]
-                error = WorkerError(f"a worker process did not start: {last_line}")
+                error = WorkerError(f"a worker process did not start: {last_line[:STDERR_LINE_CHARS]}")
                 error.add_note(stderr)
                 raise error from None
             except asyncio.CancelledError:
@@ -132,4 +136,4 @@ class LocalLauncher:
                 )
             )
         except OSError as exc:
-            raise WorkerError(f"cannot start a worker process: {exc}") from exc
+            raise WorkerError(f"cannot start a worker process: {exc.strerror or exc}") from exc

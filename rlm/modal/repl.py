@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import modal
 from modal.container_process import ContainerProcess
 
 from rlm.errors import ReplBrokenError, ReplDiedError
-from rlm.modal.sandboxes import MODAL_FAILED, create, terminate, terminate_after, words_of
+from rlm.modal.sandboxes import MODAL_FAILED, ROLE_TAG, create, list_running, terminate, terminate_after, words_of
 from rlm.repl.session import OUT_OF_MEMORY, ReplProcess, how_it_ended
 from rlm.workers.shield import uninterrupted
 
 HOURS = 60 * 60
 ROLE = "repl"
+RUN_TAG = "run"
 LIFE_S = 6 * HOURS  # longer than any run
 IDLE_S = 600  # a driver whose host is gone leaves; its Sandbox follows
 CPU = (0.5, 4.0)  # asked for, and the most it may take
@@ -36,8 +36,10 @@ TIMED_OUT_STATUS = 124
 class ModalReplLauncher:
     """Starts each driver in a Sandbox of its own, which is never used again.
 
-    `image` holds the folder `sandbox_image` at /root. For `start_timeout_s` seconds a Sandbox is waited for, for
-    `patience_s` the account's limits.
+    `image` holds the folder `sandbox_image` at /root. A run has one launcher, for itself and its children: before the
+    first start it ends what an attempt at the same run has left that was killed, for a driver that runs keeps its
+    Sandbox alive for hours. For `start_timeout_s` seconds a Sandbox is waited for, for `patience_s` the account's
+    limits.
     """
 
     def __init__(
@@ -45,13 +47,14 @@ class ModalReplLauncher:
         app: modal.App,
         image: modal.Image,
         *,
-        tags: Mapping[str, str],
+        run_id: str,
         start_timeout_s: float = START_TIMEOUT_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._app = app
         self._image = image
-        self._tags = dict(tags)
+        self._tags = {RUN_TAG: run_id}
+        self._is_first = True
         self._start_timeout_s = start_timeout_s
         self._patience_s = patience_s
 
@@ -61,6 +64,9 @@ class ModalReplLauncher:
 
     async def start(self) -> ReplProcess:
         """A new driver. Raises: ReplBrokenError."""
+        if self._is_first:
+            self._is_first = False
+            await self._end_those_of_the_run()
         try:
             sandbox = await create(
                 role=ROLE,
@@ -84,6 +90,12 @@ class ModalReplLauncher:
             if isinstance(exc, MODAL_FAILED):
                 raise ReplBrokenError(f"the REPL's Sandbox does not start: {words_of(exc)}") from exc
             raise
+
+    async def _end_those_of_the_run(self) -> None:
+        with contextlib.suppress(*MODAL_FAILED):  # then they end by themselves
+            left = await list_running(self._app.app_id or "", {ROLE_TAG: ROLE, **self._tags})
+            for sandbox in left.values():
+                await terminate(sandbox)
 
 
 class ModalReplProcess:

@@ -25,7 +25,7 @@ class OnModal:
         self.app = modal.App.lookup(f"rlm-{uuid.uuid4().hex[:8]}", create_if_missing=True)
 
     def launcher(self, **options) -> ModalReplLauncher:
-        return ModalReplLauncher(self.app, IMAGE, tags={"run": "r1"}, **options)
+        return ModalReplLauncher(self.app, IMAGE, **{"run_id": uuid.uuid4().hex[:12], **options})
 
     def sandboxes(self) -> list[SandboxInfo]:
         return [info for info in self.double.sandboxes() if info.app_id == self.app.app_id]

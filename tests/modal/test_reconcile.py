@@ -103,7 +103,7 @@ def test_a_worker_that_no_entry_knows_is_ended_when_it_is_old_and_at_rest(on_mod
 
 def test_a_repl_older_than_any_run_is_ended(on_modal):
     async def main():
-        process = await ModalReplLauncher(on_modal.app, IMAGE, tags={}).start()
+        process = await ModalReplLauncher(on_modal.app, IMAGE, run_id="r").start()
         registry = on_modal.registry(1)
         assert await sweep(on_modal.app_id, registry, SweepPolicy()) == NOTHING
         assert len(on_modal.alive()) == 1

@@ -20,6 +20,7 @@ from rlm.modal.sandboxes import CREATED_TAG, ROLE_TAG, list_running, terminate
 from rlm.repl.session import ReplSession
 from tests.modal.repl_support import IMAGE, OnModal
 from tests.repl.conftest import shout
+from tests.workers.support import until
 
 MIB = 1 << 20
 
@@ -54,7 +55,7 @@ def wait_until_none(on_modal: OnModal) -> None:
 
 
 def test_cells_share_names_and_ask_sub_llms(start, on_modal):
-    repl = start({"k": ["é"]})
+    repl = start({"k": ["é"]}, launcher=on_modal.launcher(run_id="r1"))
     repl.run("x = context['k'][0]")
     result = repl.run("print(x)\nparallel_llm_query(['one', 'two']) + [llm_query('three'), rlm_query('four', 'V')]")
     assert result.stdout == "é\n"
@@ -245,7 +246,21 @@ def test_a_cell_that_is_cancelled_leaves_no_sandbox(on_modal, tmp_path):
     asyncio.run(main())
 
 
-def test_what_nobody_reads_waits_in_the_sandbox(on_modal):
+def test_a_new_attempt_at_a_run_ends_what_the_last_one_left(on_modal):
+    async def main():
+        other = await on_modal.launcher(run_id="other").start()
+        killed = await on_modal.launcher(run_id="r1").start()
+        again = on_modal.launcher(run_id="r1")
+        both = [await again.start(), await again.start()]  # the run's, and a child's
+        await until(lambda: len(on_modal.sandboxes()) == 3)
+        assert sorted(info.tags["run"] for info in on_modal.sandboxes()) == ["other", "r1", "r1"]
+        for process in (killed, other, *both):
+            await process.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_not_read_waits_in_the_sandbox(on_modal):
     async def main():
         sandbox = await modal.Sandbox.create.aio(app=on_modal.app, image=IMAGE, block_network=True)
         process = ModalReplProcess(sandbox, await sandbox.exec.aio("head", "-c", "50000000", "/dev/zero", text=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import replace
 
 import modal
@@ -54,6 +55,18 @@ class TestAPool:
                     assert len(on_modal.alive()) == 4
                     assert pool.trouble == []
             assert created == [4, 0, 0]
+
+        asyncio.run(main())
+
+    def test_workers_found_in_the_registry_share_the_prompts(self, on_modal):
+        async def main():
+            with serve_offline(replace(ECHO, latency_s=0.3)) as server:
+                async with on_modal.pool(server, 4) as pool:
+                    await take_all(pool, prompts(78, words="warm"))
+                assert len(on_modal.alive()) == 4
+                async with on_modal.pool(server, 4) as pool:
+                    results = await take_all(pool, prompts(78))
+                assert max(Counter(result.worker for result in results).values()) <= 24
 
         asyncio.run(main())
 
