@@ -24,7 +24,7 @@ class SweepPolicy:
     """Who may stay. All times are in seconds."""
 
     keep: int = 0
-    """The slots, from the first, whose workers stay though nobody uses them."""
+    """The slots, from the first, whose workers stay though they are idle."""
     idle_s: float = 1_200
     """Any other worker is ended when it has done nothing for so long."""
     rotate_s: float = 900
@@ -39,7 +39,7 @@ async def sweep(app_id: str, registry: DictRegistry, policy: SweepPolicy) -> dic
     """Bring the Sandboxes of an App and the entries of its registry together again. Returns how many of each:
 
     kept      workers in the registry, told to Modal to be in use
-    idle      workers ended because nobody used them
+    idle      workers ended because they were idle for too long
     rotated   slots given up because their worker's life is at its end; it finishes what it has
     lost      entries removed because their Sandbox is gone
     orphans   workers ended that no entry knows and that had nothing in flight; of older deployments, too

@@ -1,4 +1,4 @@
-"""The prompts of one map: those on their way, and the results that nobody has taken yet."""
+"""The prompts of one map: those on their way, and the results that were not taken yet."""
 
 from __future__ import annotations
 

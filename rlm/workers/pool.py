@@ -111,6 +111,8 @@ class WorkerPool:
         self._closed = True
         for batch in self._batches:
             batch.fail(PoolBrokenError("the pool was closed"))
+        if self._turns is not None:
+            self._turns.cancel()  # no more workers are wanted
         try:
             await self._fleet.starts_ended()
         finally:

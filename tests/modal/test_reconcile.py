@@ -62,6 +62,19 @@ def test_a_worker_that_has_done_something_since_is_not_idle(on_modal):
     asyncio.run(main())
 
 
+def test_the_worker_of_a_high_slot_is_no_orphan(on_modal):
+    async def main():
+        registry = on_modal.registry(100)
+        claims = {slot: await registry.claim(slot) for slot in range(71)}
+        with serve_offline(SETTINGS) as server:
+            assert await registry.publish(70, claims[70], await on_modal.launcher(server).start())
+            busy = SweepPolicy(starting_s=0)
+            assert await sweep(on_modal.app_id, on_modal.registry(None), busy) == NOTHING | {"kept": 1}
+            assert len(on_modal.alive()) == 1
+
+    asyncio.run(main())
+
+
 def test_an_entry_with_no_sandbox_goes_and_one_near_its_end_gives_its_slot_up(on_modal):
     async def main():
         registry = on_modal.registry(2)

@@ -52,7 +52,7 @@ class OnModal:
     def launcher(self, server: OfflineServer, **options) -> ModalWorkerLauncher:
         return ModalWorkerLauncher(self.spec(server, **options), pace=UNHURRIED)
 
-    def registry(self, size: int, **options) -> DictRegistry:
+    def registry(self, size: int | None, **options) -> DictRegistry:
         return DictRegistry(self.store, scope=self.scope, size=size, **options)
 
     @asynccontextmanager

@@ -251,7 +251,7 @@ def test_workers_that_cannot_start_break_the_pool_with_their_words():
     asyncio.run(main())
 
 
-def test_a_machinery_that_fails_in_a_way_nobody_foresaw_ends_the_map_too():
+def test_an_error_that_no_adapter_should_raise_ends_the_map_too():
     class Unreachable(MemoryRegistry):
         async def entries(self):
             raise ConnectionError("the registry is away")
