@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from rlm import RLM, Limits, Provider, RunConfig, events
+from rlm.engine import local_backend
 from rlm.errors import InputError, KeyRefusedError
+from rlm.local.registry import MemoryRegistry
 from rlm.offline.server import Fault, OfflineSettings, serve_offline
 from rlm.usage import Price, PriceList
 from tests.conftest import cell, run_script
@@ -232,3 +235,33 @@ class TestTheApi:
 
             asyncio.run(run())
         assert worker_pids() == []
+
+    def test_a_cancelled_run_does_not_wait_for_workers_that_later_runs_would_find(self):
+        class Shared(MemoryRegistry):
+            outlives_pool = True
+
+        class Slow:
+            def __init__(self):
+                self.starting = asyncio.Event()
+
+            async def start(self):
+                self.starting.set()
+                await asyncio.sleep(600)
+
+        async def main():
+            launcher = Slow()
+            with serve_offline(OfflineSettings(script=(cell("llm_query('a')"),))) as server:
+                provider = Provider(api_key="test-key", base_url=server.base_url)
+                backend = replace(local_backend(provider), worker_launcher=launcher, registry=Shared())
+
+                async def run():
+                    async with RLM(CONFIG, provider=provider, backend=backend) as rlm:
+                        await rlm.run("q", "c")
+
+                running = asyncio.create_task(run())
+                await launcher.starting.wait()
+                running.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await running
+
+        asyncio.run(main())

@@ -324,6 +324,18 @@ def test_a_worker_that_could_not_be_stopped_is_told_at_the_end():
     assert world.answered["p"] == 1
 
 
+def test_an_answer_that_was_cut_arrives_as_cut():
+    world = World({"p": []}, per_worker=1)
+
+    class Cutting(Connection):
+        async def complete(self, prompt):
+            return replace(await super().complete(prompt), cut=True)
+
+    world.connect = lambda entry: Cutting(world, entry.id)
+    (result,) = run_in_world(world, [Prompt(text="p", model="m")], size=1)
+    assert result.cut
+
+
 def test_a_pool_that_broke_is_of_use_again_when_workers_can_be_had():
     world = World({"p": []}, per_worker=1, failing_starts=2)
 
