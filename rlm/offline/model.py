@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from rlm.offline import root, sub
 from rlm.offline.relay import Relay
-from rlm.offline.settings import OfflineSettings, OfflineStats
+from rlm.offline.settings import Fault, OfflineSettings, OfflineStats, WrongAnswer
 
 CHARS_PER_TOKEN = 4
 RECENT = 50
@@ -96,8 +96,10 @@ class OfflineModel:
         key = blake2b(prompt.encode(errors="surrogatepass"), digest_size=8).digest()
         if not is_root:
             self._sub_answers[key] += 0
-        refusal = self._refused_key(request) or self._refused_request(model, prompt)
-        refusal = refusal or await self._fault(request, last_message, key) or await self._delay(request, key)
+        streams = bool(body.get("stream"))
+        refusal = self._refused_key(request) or self._refused_request(model, prompt, streams=streams)
+        fault = None if refusal else self._next_fault(last_message, key)
+        refusal = refusal or (fault and await self._strike(request, fault)) or await self._delay(request, key)
         if refusal is not None:
             return refusal
         settings = self.settings
@@ -115,7 +117,9 @@ class OfflineModel:
             self._sub_answers[key] += 1
         completion = _Completion(f"chatcmpl-{self._counts['answered']}", model, len(prompt), reply)
         completion.cut(body.get("max_completion_tokens") or body.get("max_tokens"))
-        if not body.get("stream"):
+        if fault is not None and fault.answer is not None:
+            completion.spoil(fault.answer)
+        if not streams:
             return _json(completion.whole())
         with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         return EventSourceResponse(completion.events(with_usage=with_usage))
@@ -126,8 +130,10 @@ class OfflineModel:
             return None
         return self._refuse(401, "invalid_api_key", "Incorrect API key provided.")
 
-    def _refused_request(self, model: str, prompt: str) -> Response | None:
+    def _refused_request(self, model: str, prompt: str, *, streams: bool) -> Response | None:
         settings, tokens = self.settings, _tokens(len(prompt))
+        if streams and not settings.streams:
+            return self._refuse(400, "unsupported_value", "This model cannot be streamed.")
         if settings.models is not None and model not in settings.models:
             return self._refuse(404, "model_not_found", f"The model `{model}` does not exist.")
         if settings.window_tokens is not None and tokens > settings.window_tokens:
@@ -144,21 +150,23 @@ class OfflineModel:
             self._allowance -= 1
         return None
 
-    async def _fault(self, request: Request, last_message: str, key: bytes) -> Response | None:
+    def _next_fault(self, last_message: str, key: bytes) -> Fault | None:
         for index, fault in enumerate(self.settings.faults):
-            if fault.match not in last_message or self._fault_hits[index, key] >= fault.times:
-                continue
-            self._fault_hits[index, key] += 1
-            await _wait(request, fault.hang_s)
-            if fault.drop:
-                self._counts["dropped"] += 1
-                for connection in [c for c in self.connections if c.client == request.scope["client"]]:
-                    connection.transport.abort()
-                await request.receive()  # returns once the connection is gone
-                return Response()
-            if fault.status is not None:
-                return self._refuse(fault.status, "offline_fault", "A fault that was asked for.", fault.headers)
-            return None
+            if fault.match in last_message and self._fault_hits[index, key] < fault.times:
+                self._fault_hits[index, key] += 1
+                return fault
+        return None
+
+    async def _strike(self, request: Request, fault: Fault) -> Response | None:
+        await _wait(request, fault.hang_s)
+        if fault.drop:
+            self._counts["dropped"] += 1
+            for connection in [c for c in self.connections if c.client == request.scope["client"]]:
+                connection.transport.abort()
+            await request.receive()  # returns once the connection is gone
+            return Response()
+        if fault.status is not None:
+            return self._refuse(fault.status, "offline_fault", "A fault that was asked for.", fault.headers)
         return None
 
     async def _delay(self, request: Request, key: bytes) -> Response | None:
@@ -189,20 +197,33 @@ class _Completion:
     prompt_chars: int
     content: str
     finish_reason: str = "stop"
+    refusal: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def cut(self, max_tokens: int | None) -> None:
         if max_tokens and _tokens(len(self.content)) > max_tokens:
             self.content, self.finish_reason = self.content[: max_tokens * CHARS_PER_TOKEN], "length"
 
+    def spoil(self, how: WrongAnswer) -> None:
+        match how:
+            case WrongAnswer.EMPTY:
+                self.content = ""
+            case WrongAnswer.DECLINED:
+                self.content, self.refusal = "", "I cannot help with that."
+            case WrongAnswer.FILTERED:
+                self.content, self.finish_reason = self.content[: len(self.content) // 2], "content_filter"
+            case WrongAnswer.CUT:
+                self.content, self.finish_reason = self.content[: len(self.content) // 2], "length"
+
     def whole(self) -> dict[str, Any]:
-        message = {"role": "assistant", "content": self.content, "refusal": None}
+        message = {"role": "assistant", "content": self.content, "refusal": self.refusal}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
         return {**self._frame("chat.completion"), "choices": [choice], "usage": self._usage()}
 
     async def events(self, *, with_usage: bool) -> AsyncIterator[bytes]:
         pieces = [self.content[at : at + 40] for at in range(0, len(self.content), 40)]
-        deltas = [{"role": "assistant", "content": ""}, *({"content": piece} for piece in pieces), {}]
+        deltas = [{"role": "assistant", "content": ""}, *({"content": piece} for piece in pieces)]
+        deltas.append({} if self.refusal is None else {"refusal": self.refusal})
         frame = self._frame("chat.completion.chunk")
         for number, delta in enumerate(deltas, start=1):
             finish_reason = self.finish_reason if number == len(deltas) else None

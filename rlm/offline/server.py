@@ -18,7 +18,7 @@ import uvicorn
 
 from rlm.errors import InputError
 from rlm.offline.model import OfflineModel
-from rlm.offline.settings import Fault, OfflineSettings, OfflineStats, read_script
+from rlm.offline.settings import Fault, OfflineSettings, OfflineStats, WrongAnswer, read_script
 
 __all__ = [
     "SCRIPTED_NOTICE",
@@ -26,6 +26,7 @@ __all__ = [
     "OfflineServer",
     "OfflineSettings",
     "OfflineStats",
+    "WrongAnswer",
     "read_script",
     "run_offline",
     "serve_offline",

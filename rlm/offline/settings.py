@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from rlm.errors import InputError
+
+
+class WrongAnswer(Enum):
+    """How an answer with status 200 is none, or not all of one. Each is paid for."""
+
+    EMPTY = "empty"
+    DECLINED = "declined"
+    """A refusal in place of the text."""
+    FILTERED = "filtered"
+    """Half of the text, and finish_reason "content_filter"."""
+    CUT = "cut"
+    """Half of the text, and finish_reason "length"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +27,7 @@ class Fault:
     """What goes wrong for a prompt whose last message holds `match`, the first `times` it is asked.
 
     `times` counts for each distinct prompt by itself. The request first hangs for `hang_s`; then the connection is
-    dropped, or `status` is answered with `headers`, or, with neither, the usual answer.
+    dropped, or `status` is answered with `headers`, or, with neither, the usual answer, which `answer` may spoil.
     """
 
     match: str = ""
@@ -23,6 +36,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     drop: bool = False
     hang_s: float = 0
+    answer: WrongAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +68,8 @@ class OfflineSettings:
     models: tuple[str, ...] | None = None
     """The models there are; None is any name."""
     window_tokens: int | None = None
+    streams: bool = True
+    """Whether it can stream; where not, who asks for that gets status 400."""
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from rlm.errors import InputError
-from rlm.offline.server import Fault, OfflineSettings, read_script, run_offline, serve_offline
+from rlm.offline.server import Fault, OfflineSettings, WrongAnswer, read_script, run_offline, serve_offline
 
 SUB = [{"role": "user", "content": "Question: Who signed the lease?\n\nText:\nThe lease was signed by Ada."}]
 ROOT = [{"role": "system", "content": "You are the root LM."}, {"role": "user", "content": "hello"}]
@@ -185,6 +185,37 @@ def test_a_fault_can_drop_the_connection(serve):
     assert ask(client, "x")
     assert server.stats().dropped == 1
     assert server.stats().in_flight == 0
+
+
+WRONG_ANSWERS = [
+    (WrongAnswer.EMPTY, "", None, "stop"),
+    (WrongAnswer.DECLINED, "", "I cannot help with that.", "stop"),
+    (WrongAnswer.FILTERED, "x" * 50, None, "content_filter"),
+    (WrongAnswer.CUT, "x" * 50, None, "length"),
+]
+
+
+@pytest.mark.parametrize(("how", "content", "refusal", "finish_reason"), WRONG_ANSWERS)
+def test_a_fault_can_spoil_an_answer(serve, how, content, refusal, finish_reason):
+    _, client = serve(sub_replies=lambda _: "x" * 100, faults=(Fault(answer=how, times=2),))
+    completion = ask(client, "x")
+    (choice,) = completion.choices
+    assert (choice.message.content, choice.message.refusal) == (content, refusal)
+    assert choice.finish_reason == finish_reason
+    assert completion.usage.completion_tokens == -(-len(content) // 4)
+    with ask(client, "x", stream=True) as stream:
+        choices = [chunk.choices[0] for chunk in stream]
+    assert "".join(choice.delta.content or "" for choice in choices) == content
+    assert "".join(choice.delta.refusal or "" for choice in choices) == (refusal or "")
+    assert choices[-1].finish_reason == finish_reason
+    assert ask(client, "x").choices[0].finish_reason == "stop"
+
+
+def test_a_server_that_cannot_stream_says_so(serve):
+    _, client = serve(streams=False)
+    assert ask(client, "x")
+    with pytest.raises(openai.BadRequestError, match="cannot be streamed"):
+        ask(client, "x", stream=True)
 
 
 def test_who_stops_waiting_is_not_answered(serve):
