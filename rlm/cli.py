@@ -86,6 +86,13 @@ def run_options(command: F) -> F:
             show_default=True,
             help="Characters a sub-LLM takes in one prompt.",
         ),
+        click.option(
+            "--request-timeout-s",
+            type=float,
+            default=1_200.0,
+            show_default=True,
+            help="Seconds one request to a model may take, its whole answer included.",
+        ),
         click.option("--max-calls", type=int, help="Limit of sub-LLM calls."),
         click.option("--max-tokens", type=int, help="Limit of tokens, in and out, of all models."),
         click.option("--max-usd", type=float, help="Limit of cost in US dollars."),

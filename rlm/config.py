@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
 from rlm.errors import InputError
+from sandbox_image.redact import fits_header
+
+REQUEST_TIMEOUT_S = 1_200.0  # a reasoning model may think for most of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,8 @@ class RunConfig:
     """Make the root LM chunk the context and use parallel_llm_query for every sub-call."""
     prompts: str = "default"
     """What the root LM is told: the name of a set in rlm/prompts, or a folder with one."""
+    request_timeout_s: float = REQUEST_TIMEOUT_S
+    """Seconds that one request to a model may take, its whole answer included."""
     sub_llm_chars: int = 200_000
     """Characters that a sub-LLM takes in one prompt, as told to the root LM."""
     limits: Limits = field(default_factory=Limits)
@@ -79,6 +85,8 @@ class RunConfig:
         for name in ("model", "recursive_model"):
             if not getattr(self, name).strip():
                 raise InputError(f"{name} must name a model")
+        if not 0 < self.request_timeout_s < math.inf:
+            raise InputError(f"request_timeout_s must be more than 0: {self.request_timeout_s:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +102,32 @@ class Provider:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Provider:
         """The provider that OPENAI_API_KEY and OPENAI_BASE_URL name. A server of one's own may want no key.
 
-        Raises: InputError when there is neither, or the URL is none.
+        Raises: InputError when there is neither, or they cannot be used; neither is in the message.
         """
         api_key = environment.get("OPENAI_API_KEY", "").strip()
         base_url = environment.get("OPENAI_BASE_URL", "").strip() or None
-        if base_url is not None and (
-            urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).netloc
-        ):
-            raise InputError(f"OPENAI_BASE_URL is not an http(s) URL: {base_url}")
+        if base_url is not None:
+            check_base_url(base_url)
         if not api_key and base_url is None:
             raise InputError("there is no OPENAI_API_KEY: set it, name a file with --env-file, or try --offline")
+        if api_key and not fits_header(api_key):
+            raise InputError("OPENAI_API_KEY has characters that no HTTP header can carry")
         return cls(api_key=api_key or "none", base_url=base_url)
 
     def environment(self) -> dict[str, str]:
         """The variables from which `from_environment` makes the same again, for a worker."""
         base_url = {} if self.base_url is None else {"OPENAI_BASE_URL": self.base_url}
         return {"OPENAI_API_KEY": self.api_key, **base_url}
+
+
+def check_base_url(base_url: str) -> None:
+    """Raises: InputError unless requests can be sent there."""
+    try:
+        url = urlsplit(base_url)
+        called = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        called = False
+    if not called:
+        raise InputError("OPENAI_BASE_URL is not an http(s) URL")
+    if "@" in url.netloc:
+        raise InputError("OPENAI_BASE_URL must not hold a user name or a password: the key is in OPENAI_API_KEY")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,9 +25,10 @@ from rlm.models import ChatModel, OpenAIChatModel
 from rlm.repl.session import ReplLauncher
 from rlm.run import Parts, Run, RunResult, new_run_id
 from rlm.usage import PriceList, load_prices
-from rlm.workers.base import WorkerClient, WorkerEntry, WorkerLauncher, WorkerRegistry
+from rlm.workers.base import Connect, WorkerLauncher, WorkerRegistry
 from rlm.workers.client import HttpWorkerClient
 from rlm.workers.pool import WorkerPool
+from rlm.workers.retry import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Backend:
     repl_launcher: ReplLauncher
     worker_launcher: WorkerLauncher
     registry: WorkerRegistry
-    connect: Callable[[WorkerEntry], WorkerClient] = HttpWorkerClient
+    connect: Connect = HttpWorkerClient
 
 
 def local_backend(provider: Provider) -> Backend:
@@ -74,11 +75,13 @@ class RLM:
         self._prices = load_prices(self._provider.base_url) if prices is None else prices
         self._backend = backend or local_backend(self._provider)
         self._emit = on_event
+        timeout_s = self._config.request_timeout_s
         self._pool = WorkerPool(
             self._backend.worker_launcher,
             self._backend.registry,
             size=self._config.pool_size,
-            connect=self._backend.connect,
+            policy=RetryPolicy(end_of_life_s=timeout_s + 60),  # a prompt must not outlive its worker
+            connect=partial(self._backend.connect, timeout_s=timeout_s),
         )
         self._roots: dict[str, ChatModel] = {}
         self._stack = AsyncExitStack()
@@ -92,7 +95,9 @@ class RLM:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._pool)
         for name in {self._config.model, self._config.recursive_model}:
-            self._roots[name] = await self._stack.enter_async_context(OpenAIChatModel(self._provider, name))
+            self._roots[name] = await self._stack.enter_async_context(
+                OpenAIChatModel(self._provider, name, timeout_s=self._config.request_timeout_s)
+            )
         return self
 
     async def __aexit__(

@@ -5,7 +5,8 @@
     ├── ProviderError           the LLM provider refused, or could not be reached: the CLI ends with status 3
     │   ├── KeyRefusedError     the provider does not accept the API key (401, 403)
     │   ├── UnknownModelError   the provider has no model of that name
-    │   └── ContextWindowError  the messages are longer than the model takes
+    │   ├── ContextWindowError  the messages are longer than the model takes
+    │   └── EmptyReplyError     the model gave no words, several times over, or declined to answer
     ├── SubLLMError             one sub-LLM prompt failed for good; raised in the cell that asked for it
     ├── WorkerError             one worker is at fault: it is evicted, its prompts go to another
     ├── PoolBrokenError         workers keep dying; starting more would not help
@@ -17,6 +18,13 @@
 What a cell did wrong is not here: it is data for the root LM, in the cell's result. Errors of vendors are
 translated once, in the adapter that calls the vendor.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlm.usage import TokenUsage
 
 
 class RLMError(Exception):
@@ -38,7 +46,12 @@ class InputError(RLMError):
 
 
 class ProviderError(RLMError):
-    """The LLM provider refused a request for good, or could not be reached."""
+    """The LLM provider refused a request for good, or could not be reached.
+
+    `usage` is what was paid for in vain: answers without a word.
+    """
+
+    usage: TokenUsage | None = None
 
 
 class KeyRefusedError(ProviderError):
@@ -53,11 +66,18 @@ class ContextWindowError(ProviderError):
     """The messages are longer than the model's window."""
 
 
+class EmptyReplyError(ProviderError):
+    """The model gave no words, several times over, or declined to answer."""
+
+
 class SubLLMError(RLMError):
     """One sub-LLM prompt failed for good. The message holds the provider's words.
 
-    `index` is the prompt's place in its batch, `attempts` the number of times it was tried.
+    `index` is the prompt's place in its batch, `attempts` the number of times it was tried, `usage` what was paid
+    for in vain: answers without a word.
     """
+
+    usage: TokenUsage | None = None
 
     def __init__(self, message: str, *, index: int = 0, attempts: int = 1) -> None:
         super().__init__(message)

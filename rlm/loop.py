@@ -11,7 +11,7 @@ from typing import Protocol
 
 from rlm import events, feedback
 from rlm.budget import Budget
-from rlm.errors import ContextWindowError, LimitReachedError, ReplDiedError
+from rlm.errors import ContextWindowError, EmptyReplyError, LimitReachedError, ReplDiedError
 from rlm.events import CellOutput, Emit
 from rlm.models import ChatModel, Message
 from rlm.prompts import Prompts
@@ -189,7 +189,7 @@ class Loop:
                     return reply.final.content
                 if reply.cells or reply.final is not None:
                     return (await self._carry_out(reply))[0]
-        except (ContextWindowError, TimeoutError):
+        except (ContextWindowError, EmptyReplyError, TimeoutError):
             return None
         return text.strip() or None
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Protocol, Self, TypedDict, cast
+from urllib.parse import urlsplit, urlunsplit
 
-from rlm.config import Provider
-from rlm.errors import ContextWindowError, KeyRefusedError, ProviderError, UnknownModelError
+from rlm.config import REQUEST_TIMEOUT_S, Provider
+from rlm.errors import ContextWindowError, EmptyReplyError, ProviderError, SubLLMError
 from rlm.usage import TokenUsage
-from sandbox_image.provider import ProviderFailedError, ask, open_client
+from rlm.workers.base import FailureKind, ProviderFailure
+from rlm.workers.retry import WORDLESS, RetryPolicy, Tries
+from sandbox_image.failures import ProviderFailedError
+from sandbox_image.provider import ProviderClient
 
-RETRIES = 4  # by the SDK: half a second at first, doubling, with jitter; Retry-After is honoured
-REQUEST_TIMEOUT_S = 600.0
+ROOT_POLICY = RetryPolicy(attempts=5, cap_s=8)
 
 
 class Message(TypedDict):
@@ -25,11 +29,15 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What the model wrote, what it took; `latency_s` in seconds, retries included."""
+    """What the model wrote, `cut` when it reached its output limit.
+
+    `usage` and `latency_s`, in seconds, are those of all tries.
+    """
 
     text: str
     usage: TokenUsage
     latency_s: float
+    cut: bool = False
 
 
 class ChatModel(Protocol):
@@ -45,47 +53,72 @@ class ChatModel(Protocol):
 
 
 class OpenAIChatModel:
-    """A model behind any API that speaks OpenAI's chat completions. Use as `async with`."""
+    """A model behind any API that speaks OpenAI's chat completions. Use as `async with`.
 
-    def __init__(self, provider: Provider, name: str) -> None:
+    Each request has `timeout_s`; `policy` says how often it is made again.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        name: str,
+        *,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        policy: RetryPolicy = ROOT_POLICY,
+    ) -> None:
         self.name = name
-        self._base_url = provider.base_url or "OpenAI"
-        self._client = open_client(
-            timeout_s=REQUEST_TIMEOUT_S, max_retries=RETRIES, api_key=provider.api_key, base_url=provider.base_url
-        )
+        self._timeout_s = timeout_s
+        self._policy = policy
+        self._who = shown(provider.base_url)
+        self._client = ProviderClient(api_key=provider.api_key, base_url=provider.base_url, streams=True)
 
     async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+    async def __aexit__(self, *exc: object) -> None:
+        await self._client.__aexit__(*exc)
 
     async def complete(self, messages: Sequence[Message]) -> ModelReply:
         """The next message."""
         started = time.monotonic()
+        tries = Tries(self._policy, 0, who=self._who)
+        while True:
+            try:
+                answer = await self._client.ask(self.name, messages, timeout_s=self._timeout_s)
+            except ProviderFailedError as exc:
+                await asyncio.sleep(self._delay_s(tries, failure_of(exc)))
+                continue
+            return ModelReply(
+                text=answer.text,
+                usage=tries.usage + TokenUsage(**asdict(answer.usage)),
+                latency_s=time.monotonic() - started,
+                cut=answer.finish_reason == "length",
+            )
+
+    def _delay_s(self, tries: Tries, failure: ProviderFailure) -> float:
+        """How long to wait before the request is made again. Raises: ProviderError when it is not."""
+        if failure.kind == "context_window":
+            raise ContextWindowError(f"the messages are too long for {self.name!r}: {failure.message}")
         try:
-            answer = await ask(self._client, self.name, messages)
-        except ProviderFailedError as exc:
-            raise provider_error(exc.kind, str(exc), model=self.name, base_url=self._base_url) from exc
-        return ModelReply(
-            text=answer.text,
-            usage=TokenUsage(
-                input_tokens=answer.input_tokens,
-                cached_input_tokens=answer.cached_input_tokens,
-                output_tokens=answer.output_tokens,
-            ),
-            latency_s=time.monotonic() - started,
-        )
+            return tries.next(failure, time.monotonic()).delay_s
+        except SubLLMError as exc:
+            kind = EmptyReplyError if failure.kind in WORDLESS else ProviderError
+            error = kind(f"{self.name!r} at {self._who} gave no answer: {exc}")
+        except ProviderError as exc:
+            error = exc
+        error.usage = tries.usage
+        raise error from None
 
 
-def provider_error(kind: str, words: str, *, model: str, base_url: str) -> ProviderError:
-    """The error for a failure of that kind, with the provider's words and the remedy."""
-    match kind:
-        case "key_refused":
-            return KeyRefusedError(f"{base_url} does not accept the API key: {words} (see OPENAI_API_KEY)")
-        case "unknown_model":
-            return UnknownModelError(f"{base_url} has no model {model!r}: {words} (see --model, --recursive-model)")
-        case "context_window":
-            return ContextWindowError(f"the messages are too long for {model!r}: {words}")
-        case _:
-            return ProviderError(f"{model!r} at {base_url} gave no answer: {words}")
+def failure_of(exc: ProviderFailedError) -> ProviderFailure:
+    """The failure in the words that the retry policy knows."""
+    return ProviderFailure(cast(FailureKind, exc.kind), str(exc), exc.retry_after_s, TokenUsage(**asdict(exc.usage)))
+
+
+def shown(base_url: str | None) -> str:
+    """The provider as messages name it: without a password, which a URL may hold."""
+    if base_url is None:
+        return "OpenAI"
+    url = urlsplit(base_url)
+    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment=""))

@@ -1,4 +1,4 @@
-"""The LLM provider as we see it: requests it can carry, answers read, failures sorted by what to do about them.
+"""The LLM provider as we see it: a client that asks for chat completions and can be asked by nobody for the key.
 
 For the worker and for the root LM alike. Nothing of `rlm` is imported here: the worker's Image has none.
 """
@@ -6,154 +6,152 @@ For the worker and for the root LM alike. Nothing of `rlm` is imported here: the
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import email.utils
-import json
-import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Self, cast
 
-import aiohttp
 import httpx2
 import openai
 
+from sandbox_image.completion import ProviderAnswer, StreamedCompletion, encodable, read_completion
+from sandbox_image.failures import ProviderFailedError, failure, one_line, retry_after_s
+from sandbox_image.redact import Redactor, fits_header
+from sandbox_image.transport import EVENT_STREAM, ProviderTransport
 
-class ProviderFailedError(Exception):
-    """The provider gave no completion: `kind` says what to do about it.
+SILENCE_S = 120.0  # of a stream that has begun to answer; before its first word a model may think for long
+MAX_EVENT_BYTES = 8 * 2**20
+REST_S = 0.2  # for the end of a stream to come in, so that its connection can be used again
 
-    "rate_limited" and "transient" may be tried again; "key_refused" and "unknown_model" end the run;
-    "context_window" and "refused" are about this one request.
+
+class ProviderClient:
+    """Asks one provider. Use as `async with`.
+
+    Key and base URL are those of the environment unless given. With `streams` an answer is taken as a stream where
+    the provider can do that, so that one that falls silent is noticed; it costs a fifth of the calls a second. The
+    key, and what else is `secret`, stands in no answer and no error.
     """
 
-    def __init__(self, kind: str, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderAnswer:
-    """A chat completion: its text, and the tokens it took. `cached_input_tokens` are part of `input_tokens`."""
-
-    text: str
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
-
-
-def open_client(
-    *, timeout_s: float, max_retries: int = 0, api_key: str | None = None, base_url: str | None = None
-) -> openai.AsyncOpenAI:
-    """A client of the provider; key and base URL are those of the environment unless given."""
-    return openai.AsyncOpenAI(
-        api_key=api_key,
-        base_url=base_url,
-        max_retries=max_retries,
-        timeout=timeout_s,
-        http_client=openai.DefaultAioHttpClient(),  # carries half as many calls again as the default transport
-    )
-
-
-async def ask(
-    client: openai.AsyncOpenAI, model: str, messages: Sequence[Mapping[str, Any]], *, timeout_s: float | None = None
-) -> ProviderAnswer:
-    """One chat completion, the client's own retries included in `timeout_s`.
-
-    Raises: ProviderFailedError.
-    """
-    sent = [{**message, "content": encodable(message["content"])} for message in messages]
-    try:
-        async with asyncio.timeout(timeout_s):
-            # The SDK's typed `chat.completions.create` halves the calls a second: it checks what goes out and builds
-            # models of what comes back. `post` is its documented way around that.
-            response = await client.post(
-                "/chat/completions", cast_to=httpx2.Response, body={"model": model, "messages": sent}
-            )
-    except TimeoutError:
-        raise ProviderFailedError("transient", f"no answer within {timeout_s:g} s") from None
-    except openai.OpenAIError as exc:
-        raise provider_failed(exc) from exc
-    except (aiohttp.ClientError, OSError, ValueError) as exc:  # broken HTTP, a key that fits no header: not the SDK's
-        raise ProviderFailedError("transient", one_line(repr(exc))) from exc
-    return read_completion(response.content)
-
-
-def read_completion(content: bytes) -> ProviderAnswer:
-    """The answer in a chat completion's JSON.
-
-    Raises: ProviderFailedError when it is none.
-    """
-    try:
-        completion = json.loads(content)
-        text = completion["choices"][0]["message"].get("content") or ""
-        usage = completion.get("usage") or {}
-        return ProviderAnswer(
-            text=encodable(text),
-            input_tokens=int(usage.get("prompt_tokens") or 0),
-            cached_input_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
+    def __init__(
+        self, *, api_key: str | None = None, base_url: str | None = None, streams: bool = False, secret: str = ""
+    ) -> None:
+        key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
+        self._streams = streams
+        self._redact = Redactor(key, secret)
+        self._key_fits = fits_header(key)
+        self._client = openai.AsyncOpenAI(
+            api_key=key if self._key_fits else "none",
+            base_url=base_url,
+            max_retries=0,
+            timeout=None,  # `ask` has one limit for all of it
+            http_client=httpx2.AsyncClient(transport=ProviderTransport(), follow_redirects=False),
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
-        words = one_line(content[:500].decode("utf-8", "replace"))
-        raise ProviderFailedError("transient", f"the provider's answer is no chat completion: {words}") from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def ask(self, model: str, messages: Sequence[Mapping[str, Any]], *, timeout_s: float) -> ProviderAnswer:
+        """One chat completion, all of it within `timeout_s`. Nothing is tried again.
+
+        Raises: ProviderFailedError.
+        """
+        try:
+            answer = await self._ask(model, messages, timeout_s)
+        except ProviderFailedError as exc:
+            words = one_line(self._redact(f"{model!r}: {exc}" if exc.kind == "unknown_model" else str(exc)))
+            raise ProviderFailedError(exc.kind, words, retry_after_s=exc.retry_after_s, usage=exc.usage) from None
+        return replace(answer, text=self._redact(answer.text))
+
+    async def _ask(self, model: str, messages: Sequence[Mapping[str, Any]], timeout_s: float) -> ProviderAnswer:
+        if not self._key_fits:
+            raise ProviderFailedError("key_refused", "it has characters that no HTTP header can carry")
+        sent = [{**message, "content": encodable(message["content"])} for message in messages]
+        body = {"model": encodable(model), "messages": sent}
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await (self._ask_for_stream(body) if self._streams else self._ask_for_all(body))
+        except TimeoutError:
+            raise ProviderFailedError("transient", f"no answer within {timeout_s:g} s") from None
+        except openai.APIStatusError as exc:
+            raise status_failure(exc) from None
+        except openai.OpenAIError as exc:
+            raise ProviderFailedError("transient", str(exc.__cause__ or exc)) from None
+        except (httpx2.TransportError, httpx2.DecodingError) as exc:
+            raise ProviderFailedError("transient", str(exc)) from None
+        except UnicodeError:  # OPENAI_ORG_ID and the like, which the SDK reads by itself
+            raise ProviderFailedError("refused", "a setting of the SDK has what no HTTP header can carry") from None
+
+    async def _ask_for_all(self, body: Mapping[str, Any]) -> ProviderAnswer:
+        # The SDK's typed `chat.completions.create` halves the calls a second: it checks what goes out and builds
+        # models of what comes back. `post` is its documented way around that.
+        response = await self._client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+        return read_completion(response.content)
+
+    async def _ask_for_stream(self, body: dict[str, Any]) -> ProviderAnswer:
+        streaming = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        try:
+            answered = await self._client.post(
+                "/chat/completions",
+                cast_to=httpx2.Response,
+                body=streaming,
+                options={"headers": {"Accept": EVENT_STREAM}},
+                stream=True,
+                stream_cls=openai.AsyncStream[Any],
+            )
+        except openai.APIStatusError as exc:
+            if not refuses_streams(exc):
+                raise
+            self._streams = False
+            return await self._ask_for_all(body)
+        response = cast(httpx2.Response, answered)  # as `cast_to` says; the SDK's types know of streams alone
+        if response.headers["content-type"] != EVENT_STREAM:
+            return read_completion(response.content)
+        completion = StreamedCompletion()
+        async with aclosing(response):
+            await read_stream(response, completion)
+        self._streams = completion.usage is not None  # what is not counted cannot be kept within a budget
+        return completion.answer()
 
 
-def provider_failed(exc: openai.OpenAIError) -> ProviderFailedError:
-    """Sort an error of the SDK into one of our kinds, with the provider's words."""
-    if not isinstance(exc, openai.APIStatusError):  # timeouts, dropped connections
-        return ProviderFailedError("transient", one_line(str(exc.__cause__ or "") or exc))
-    words = one_line(exc.body.get("message") if isinstance(exc.body, dict) else None or exc.message)
-    return ProviderFailedError(_kind_of(exc, words), words, retry_after_s(exc.response.headers))
+async def read_stream(response: httpx2.Response, completion: StreamedCompletion) -> None:
+    """Read a stream to its end.
+
+    Raises: ProviderFailedError when it tells of a failure, or says nothing for long after it has begun to answer;
+    httpx2.TransportError.
+    """
+    clock = asyncio.get_running_loop()
+    source = aiter(httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES))
+    async with aclosing(cast(AsyncGenerator[httpx2.ServerSentEvent], source)) as events:
+        try:
+            async with asyncio.timeout(None) as silence:
+                async for event in events:
+                    if event.data.strip() == "[DONE]":
+                        break
+                    completion.add(event.data)
+                    if completion.chars:
+                        silence.reschedule(clock.time() + SILENCE_S)
+        except TimeoutError:
+            raise ProviderFailedError("transient", f"it fell silent for {SILENCE_S:g} s in its answer") from None
+        try:
+            async with asyncio.timeout(REST_S):
+                async for _ in events:
+                    pass
+        except (TimeoutError, httpx2.TransportError):
+            pass
 
 
-def _kind_of(exc: openai.APIStatusError, words: str) -> str:
-    status, code = exc.status_code, exc.code or ""
-    if code == "insufficient_quota" or status in (401, 403):  # no quota is a 429 that no waiting will cure
-        return "key_refused"
-    if status == 429:
-        return "rate_limited"
-    if status >= 500 or status in (408, 409, 425):
-        return "transient"
-    if status == 404 or code == "model_not_found":
-        return "unknown_model"
-    if status == 413 or code == "context_length_exceeded" or _is_about_the_window(words):
-        return "context_window"
-    return "refused"
+def status_failure(exc: openai.APIStatusError) -> ProviderFailedError:
+    """The error for an answer whose status is none of success."""
+    headers = exc.response.headers
+    body = f"it redirects to {headers['location']}" if "location" in headers else exc.body
+    return failure(exc.status_code, body, retry_after_s(headers))
 
 
-def _is_about_the_window(words: str) -> bool:
-    """The words of OpenAI, vLLM, llama.cpp and others, who share no code for it."""
-    return any(name in words.lower() for name in ("context length", "context window", "context size", "too long"))
-
-
-def retry_after_s(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Seconds to wait from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date."""
-    with contextlib.suppress(KeyError, ValueError):
-        return _sane(float(headers["retry-after-ms"]) / 1000)
-    value = headers.get("retry-after", "")
-    with contextlib.suppress(ValueError):
-        return _sane(float(value))
-    with contextlib.suppress(ValueError, TypeError):
-        then = email.utils.parsedate_to_datetime(value).timestamp()
-        return _sane(then - (time.time() if now is None else now))
-    return None
-
-
-def _sane(seconds: float) -> float | None:
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def encodable(text: str) -> str:
-    """`text` with U+FFFD for what UTF-8 cannot carry (lone surrogates)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def one_line(text: object) -> str:
-    """`text` on one line, of a length fit for a message."""
-    return " ".join(str(text).split())[:1000]
+def refuses_streams(exc: openai.APIStatusError) -> bool:
+    """Whether the provider says that it does not stream, or takes no options of it, or not for us."""
+    return exc.status_code in (400, 404, 405, 422, 501) and bool(re.search(r"\bstream", f"{exc.message} {exc.param}"))

@@ -1,11 +1,13 @@
 """A sub-LLM worker: an HTTP server that turns prompts into completions, many at once.
 
 It runs by itself in its Image, so nothing of `rlm` is imported here. Its environment: `OPENAI_API_KEY` and
-`OPENAI_BASE_URL` (the provider), `RLM_WORKER_TOKEN`, `RLM_WORKER_CONCURRENCY`, `RLM_SUBCALL_TIMEOUT_S`.
+`OPENAI_BASE_URL` (the provider), `RLM_WORKER_TOKEN`, `RLM_WORKER_CONCURRENCY`.
 
-    POST /complete   {"prompt", "model"} -> 200 {"text", "input_tokens", "cached_input_tokens", "output_tokens"}
-                                            502 {"error": {"kind", "message", "retry_after_s"}}  the provider failed
-                                            503 the same, kind "busy"                            the worker is full
+    POST /complete   {"prompt", "model", "timeout_s"}
+                     -> 200 {"text", "finish_reason", "usage"}
+                        502 {"error": {"kind", "message", "retry_after_s", "usage"}}   the provider failed
+                        503 the same, kind "busy": the worker is full
+                        400 the same, kind "bad_request": this is no prompt, or longer than anybody takes
     GET  /stats      -> {"in_flight", "done", "failed", "limit"}
     GET  /healthz    -> 200, without a token
 
@@ -31,11 +33,11 @@ from dataclasses import asdict, dataclass
 
 gc.disable()  # the imports below make a million objects and no garbage: a fifth of the time to start
 
-import openai  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI, Request, Response  # noqa: E402
 
-from sandbox_image.provider import ProviderFailedError, ask, open_client  # noqa: E402
+from sandbox_image.failures import ProviderFailedError, Usage  # noqa: E402
+from sandbox_image.provider import ProviderClient  # noqa: E402
 
 gc.freeze()
 gc.enable()
@@ -43,6 +45,7 @@ gc.enable()
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 KEEP_ALIVE_S = 120  # longer than any client keeps an idle connection, so that we are never the one who hangs up
 SHUTDOWN_GRACE_S = 1
+MAX_BODY_BYTES = 64 * 2**20  # far more than any model takes
 STDIN = 0
 
 
@@ -58,13 +61,30 @@ class Stats:
 
 def reply(status: int, content: Mapping[str, object], headers: Mapping[str, str] | None = None) -> Response:
     """A JSON response. Plain: FastAPI's response models would cost more than all the rest of our own work."""
-    return Response(json.dumps(content), status, headers, media_type="application/json")
+    return Response(json.dumps(content, ensure_ascii=False), status, headers, media_type="application/json")
 
 
-def failure(status: int, kind: str, message: str, retry_after_s: float | None = None) -> Response:
+def failure(
+    status: int, kind: str, message: str, *, retry_after_s: float | None = None, usage: Usage | None = None
+) -> Response:
     """The one shape of everything that is not a 200."""
     headers = {} if retry_after_s is None else {"retry-after": str(math.ceil(retry_after_s))}
-    return reply(status, {"error": {"kind": kind, "message": message, "retry_after_s": retry_after_s}}, headers)
+    error = {"kind": kind, "message": message, "retry_after_s": retry_after_s, "usage": asdict(usage or Usage())}
+    return reply(status, {"error": error}, headers)
+
+
+async def read_prompt(request: Request) -> tuple[str, str, float]:
+    """The prompt, the model, and the seconds there are. Raises: ValueError, LookupError, TypeError, RecursionError."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError("too long")
+    asked = json.loads(body)
+    timeout_s = float(asked["timeout_s"])
+    if not 0 < timeout_s < math.inf:
+        raise ValueError("no time")
+    return str(asked["prompt"]), str(asked["model"]), timeout_s
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +111,7 @@ async def cancelled_on_disconnect(request: Request) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-def build_app(client: openai.AsyncOpenAI, *, limit: int, token: str, timeout_s: float) -> FastAPI:
+def build_app(client: ProviderClient, *, limit: int, token: str) -> FastAPI:
     """The worker's HTTP face. An empty `token` lets everybody in."""
     app = FastAPI(openapi_url=None)
     stats = Stats(limit)
@@ -115,22 +135,22 @@ def build_app(client: openai.AsyncOpenAI, *, limit: int, token: str, timeout_s: 
         if refused(request):
             return failure(401, "unauthorized", "the worker's token is missing or wrong")
         try:
-            asked = json.loads(await request.body())
-            prompt, model = str(asked["prompt"]), str(asked["model"])
-        except (ValueError, LookupError, TypeError):
-            return failure(400, "bad_request", 'wanted {"prompt": ..., "model": ...}')
+            prompt, model, timeout_s = await read_prompt(request)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            wanted = f'wanted {{"prompt", "model", "timeout_s"}} in up to {MAX_BODY_BYTES:,} bytes'
+            return failure(400, "bad_request", wanted)
         if stats.in_flight >= stats.limit:
-            return failure(503, "busy", f"{stats.limit} prompts are in flight", 0.5)
+            return failure(503, "busy", f"{stats.limit} prompts are in flight", retry_after_s=0.5)
         stats.in_flight += 1
         try:
             async with cancelled_on_disconnect(request):
-                answer = await ask(client, model, [{"role": "user", "content": prompt}], timeout_s=timeout_s)
+                answer = await client.ask(model, [{"role": "user", "content": prompt}], timeout_s=timeout_s)
                 stats.done += 1
                 return reply(200, asdict(answer))
             return Response(status_code=499)  # to nobody
         except ProviderFailedError as exc:
             stats.failed += 1
-            return failure(502, exc.kind, str(exc), exc.retry_after_s)
+            return failure(502, exc.kind, str(exc), retry_after_s=exc.retry_after_s, usage=exc.usage)
         finally:
             stats.in_flight -= 1
 
@@ -163,11 +183,10 @@ def main() -> None:
     token = os.environ.get("RLM_WORKER_TOKEN", "")
     if args.host not in LOOPBACK and not token and not args.behind_connect_token:
         parser.error(f"{args.host} can be reached by others: set RLM_WORKER_TOKEN")
-    timeout_s = float(os.environ.get("RLM_SUBCALL_TIMEOUT_S", "600"))
     limit = int(os.environ.get("RLM_WORKER_CONCURRENCY", "64"))
 
-    client = open_client(timeout_s=timeout_s)
-    app = build_app(client, limit=limit, token=token, timeout_s=timeout_s)
+    client = ProviderClient(secret=token)
+    app = build_app(client, limit=limit, token=token)
     listener = socket.create_server((args.host, args.port))
 
     @contextlib.asynccontextmanager

@@ -212,12 +212,14 @@ class TestBadInput:
         _, env = provider("FINAL(1)", models=("other",))
         done = rlm("ask", "Q?", "--context", text, "--model", "missing", env=env)
         assert done.returncode == 3
-        assert "has no model 'missing'" in done.stderr.splitlines()[-1]
+        assert (
+            "has no model 'missing': The model `missing` does not exist. (see --model" in done.stderr.splitlines()[-1]
+        )
 
     def test_a_base_url_that_nobody_answers(self, text):
         done = rlm("ask", "Q?", "--context", text, env={"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"})
         assert done.returncode == 3
-        assert "gave no answer: Cannot connect to host 127.0.0.1:1" in done.stderr.splitlines()[-1]
+        assert "gave no answer: failed 5 times, the last: cannot connect to 127.0.0.1:1" in done.stderr.splitlines()[-1]
 
     def test_a_base_url_that_is_none(self, text):
         done = rlm("ask", "Q?", "--context", text, env={"OPENAI_BASE_URL": "nonsense"})

@@ -11,6 +11,9 @@ from rlm.errors import InputError
         {"pool_size": 0},
         {"sub_llm_chars": 0},
         {"model": " "},
+        {"request_timeout_s": 0},
+        {"request_timeout_s": float("nan")},
+        {"request_timeout_s": float("inf")},
         {"repl": ReplLimits(cell_timeout_s=0)},
     ],
 )
@@ -39,6 +42,23 @@ def test_a_server_of_ones_own_wants_no_key():
 def test_an_environment_that_names_no_provider_is_refused(environment):
     with pytest.raises(InputError):
         Provider.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OPENAI_API_KEY": "sk-secret-ключ"},
+        {"OPENAI_API_KEY": "sk-secret\nmore"},
+        {"OPENAI_BASE_URL": "sk-secret"},
+        {"OPENAI_BASE_URL": "http://me:sk-secret@llm.example/v1"},
+        {"OPENAI_BASE_URL": "http://sk-secret:port/v1"},
+        {"OPENAI_BASE_URL": "http://[sk-secret/v1"},
+    ],
+)
+def test_what_cannot_be_a_key_or_a_url_is_refused_unsaid(environment):
+    with pytest.raises(InputError) as raised:
+        Provider.from_environment(environment)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_provider_does_not_show_its_key():

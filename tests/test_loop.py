@@ -6,6 +6,7 @@ import pytest
 
 from rlm import Limits, ReplLimits, RunConfig, events
 from rlm.errors import ProviderError, UnknownModelError
+from rlm.offline.server import Fault, WrongAnswer
 from tests.conftest import TWO_LINES, cell, run_script
 
 
@@ -73,7 +74,8 @@ class TestAnswers:
         assert (ran.result.answer, ran.result.iterations) == ("42", 2)
 
     def test_an_empty_reply_does_not_end_the_run(self):
-        assert run_script("", "FINAL(42)").result.answer == "42"
+        ran = run_script("FINAL(42)", faults=(fault(answer=WrongAnswer.EMPTY),))
+        assert (ran.result.answer, ran.result.iterations) == ("42", 1)
 
 
 class TestTheRepl:
@@ -171,6 +173,4 @@ class TestFailures:
 
 
 def fault(**options):
-    from rlm.offline.server import Fault
-
     return Fault(**options)

@@ -17,6 +17,7 @@ from pathlib import Path
 from rlm.errors import WorkerError
 from rlm.workers.base import WorkerEntry
 from rlm.workers.shield import uninterrupted
+from sandbox_image.redact import Redactor
 
 START_TIMEOUT_S = 60
 STOP_GRACE_S = 2  # twice what a worker gives its calls in flight
@@ -87,6 +88,7 @@ class LocalLauncher:
 
     def __init__(self, provider_env: Mapping[str, str]) -> None:
         self._env = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | dict(provider_env)
+        self._redact = Redactor(self._env.get("OPENAI_API_KEY", ""))
         self._starts = asyncio.Semaphore(os.cpu_count() or 1)
         self._processes: dict[str, _Process] = {}
 
@@ -99,7 +101,7 @@ class LocalLauncher:
                 async with asyncio.timeout(START_TIMEOUT_S):
                     port = int(json.loads(await process.first_line)["port"])
             except (TimeoutError, ValueError, LookupError, TypeError):
-                stderr = await uninterrupted(process.end(0))
+                stderr = self._redact(await uninterrupted(process.end(0)))
                 *_, last_line = stderr.splitlines() or ["it said nothing"]
                 error = WorkerError(f"a worker process did not start: {last_line[:STDERR_LINE_CHARS]}")
                 error.add_note(stderr)

@@ -27,7 +27,7 @@ class SweepPolicy:
     """The slots, from the first, whose workers stay though they are idle."""
     idle_s: float = 1_200
     """Any other worker is ended when it has done nothing for so long."""
-    rotate_s: float = 900
+    rotate_s: float = 1_500
     """A worker that lives no longer gives its slot up. More than `RetryPolicy.end_of_life_s`."""
     longest_run_s: float = 6 * 3600
     """A REPL that is older belongs to a run that has died."""

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import modal
 
+from rlm.config import REQUEST_TIMEOUT_S
 from rlm.errors import WorkerError
 from rlm.modal.sandboxes import MODAL_FAILED, create, terminate, terminate_after, words_of
 from rlm.workers.base import WorkerEntry
@@ -180,9 +181,9 @@ class ModalWorkerLauncher:
         )
 
 
-def connect(entry: WorkerEntry) -> HttpWorkerClient:
+def connect(entry: WorkerEntry, *, timeout_s: float = REQUEST_TIMEOUT_S) -> HttpWorkerClient:
     """What a `WorkerPool` takes for `connect`: a client that gets itself another connect token when one expires."""
-    return HttpWorkerClient(entry, renew=renewed_token)
+    return HttpWorkerClient(entry, timeout_s=timeout_s, renew=renewed_token)
 
 
 async def renewed_token(entry: WorkerEntry) -> str:

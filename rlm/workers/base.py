@@ -3,7 +3,7 @@ that talks to one of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rlm.usage import TokenUsage
@@ -19,9 +19,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What a sub-LLM answered. `attempts` counts every try, `latency_s` the last one, in seconds.
+    """What a sub-LLM answered, `cut` when it reached its output limit.
 
-    `cut`: the answer ends where the provider's limit was.
+    `attempts` and `usage` count every try, `latency_s` the last one, in seconds.
     """
 
     index: int
@@ -46,23 +46,39 @@ class WorkerEntry:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to one prompt. `cut`: it ends where the provider's limit was."""
+    """A worker's answer to one prompt, `cut` when the sub-LLM reached its output limit."""
 
     text: str
     usage: TokenUsage
     cut: bool = False
 
 
-FailureKind = Literal["rate_limited", "transient", "key_refused", "unknown_model", "context_window", "refused"]
+# As told at `sandbox_image.failures.ProviderFailedError`.
+FailureKind = Literal[
+    "rate_limited",
+    "transient",
+    "empty",
+    "declined",
+    "key_refused",
+    "out_of_quota",
+    "wrong_url",
+    "unknown_model",
+    "context_window",
+    "refused",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderFailure:
-    """The worker is well, its provider gave no answer. `message` holds the provider's words."""
+    """The worker is well, its provider gave no answer.
+
+    `message` holds the provider's words, `usage` what was paid for all the same.
+    """
 
     kind: FailureKind
     message: str
     retry_after_s: float | None
+    usage: TokenUsage = field(default_factory=TokenUsage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,13 @@ class WorkerClient(Protocol):
 
     async def aclose(self) -> None:
         """Hang up. Calls still in flight end with a WorkerError."""
+
+
+class Connect(Protocol):
+    """Makes the client of a worker."""
+
+    def __call__(self, entry: WorkerEntry, *, timeout_s: float) -> WorkerClient:
+        """A client that gives each prompt `timeout_s`."""
 
 
 class WorkerLauncher(Protocol):

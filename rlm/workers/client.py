@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
-from typing import get_args
+from typing import Any, get_args
 
 import aiohttp
+import httpx2
 from yarl import URL
 
+from rlm.config import REQUEST_TIMEOUT_S
 from rlm.errors import WorkerError
 from rlm.usage import TokenUsage
 from rlm.workers.base import Answer, FailureKind, Prompt, ProviderFailure, WorkerBusy, WorkerEntry
+from sandbox_image.failures import one_line
+from sandbox_image.redact import Redactor
+from sandbox_image.transport import MAX_BODY_BYTES, BodyTooLargeError, open_session, payload, read_body, words_for
 
 CONNECT_TIMEOUT_S = 10
 CHECK_TIMEOUT_S = 5
-ANSWER_TIMEOUT_S = 660  # a worker gives its provider 600 s
+GRACE_S = 60  # for the worker, which keeps the time itself, to say so
+MAX_ANSWER_BYTES = 2 * MAX_BODY_BYTES  # what the provider may send, and our frame around it
+MAX_STATS_BYTES = 10_000
 REFUSED = (401, 403)  # the statuses that say it of a token
 KINDS = frozenset(get_args(FailureKind))
 
@@ -27,14 +35,15 @@ KINDS = frozenset(get_args(FailureKind))
 class HttpWorkerClient:
     """The `WorkerClient` for `sandbox_image/worker.py`. Makes as many connections as there are calls in flight.
 
-    `renew` gets another token for a worker that refuses the one we have, or raises a WorkerError.
+    The provider has `timeout_s` for each prompt. `renew` gets another token for a worker that refuses the one we
+    have, or raises a WorkerError.
     """
 
     def __init__(
         self,
         entry: WorkerEntry,
         *,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        timeout_s: float = REQUEST_TIMEOUT_S,
         check_timeout_s: float = CHECK_TIMEOUT_S,
         renew: Callable[[WorkerEntry], Awaitable[str]] | None = None,
     ) -> None:
@@ -42,20 +51,18 @@ class HttpWorkerClient:
         self._token = entry.token
         self._renew = renew
         self._renewing = asyncio.Lock()
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._timeout_s = timeout_s
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s + GRACE_S, sock_connect=CONNECT_TIMEOUT_S)
         self._check_timeout = aiohttp.ClientTimeout(total=check_timeout_s)
         self._complete_url = URL(entry.url) / "complete"
         self._stats_url = URL(entry.url) / "stats"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            headers={"Content-Type": "application/json"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._session = open_session()
 
     async def complete(self, prompt: Prompt) -> Answer | ProviderFailure | WorkerBusy:
         """Have one prompt answered. Raises: WorkerError."""
-        body = json.dumps({"prompt": prompt.text, "model": prompt.model}).encode()
-        return self._read(*await self._ask("POST", self._complete_url, self._timeout, body))
+        asked = {"prompt": prompt.text, "model": prompt.model, "timeout_s": self._timeout_s}
+        status, body = await self._ask("POST", self._complete_url, self._timeout, json.dumps(asked).encode())
+        return self._read(status, body)
 
     async def check(self) -> None:
         """Find out whether the worker is well and takes our token. Raises: WorkerError."""
@@ -64,10 +71,13 @@ class HttpWorkerClient:
     async def stats(self) -> dict[str, int]:
         """How many prompts the worker has in flight, has done, has failed at, and its limit. Raises: WorkerError."""
         status, body = await self._ask("GET", self._stats_url, self._check_timeout)
-        if status != 200 or b'"in_flight"' not in body:
-            raise self._nonsense(status, body)
-        stats: dict[str, int] = json.loads(body)
-        return stats
+        try:
+            if status == 200:
+                found = json.loads(body)
+                return {name: int(found[name]) for name in ("in_flight", "done", "failed", "limit")}
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            pass
+        raise self._nonsense(status, body)
 
     async def aclose(self) -> None:
         """Hang up."""
@@ -89,35 +99,45 @@ class HttpWorkerClient:
     async def _send(
         self, method: str, url: URL, within: aiohttp.ClientTimeout, body: bytes | None, token: str
     ) -> tuple[int, bytes]:
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         try:
-            async with self._session.request(
-                method, url, data=body, headers=headers, timeout=within, allow_redirects=False
-            ) as response:
-                return response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            raise WorkerError(f"worker {self._entry.id} did not answer: {exc!r}") from exc
+            response = await self._session.request(
+                method, url, data=body and payload(body), headers=headers, timeout=within, allow_redirects=False
+            )
+            try:
+                return response.status, await read_body(response, MAX_ANSWER_BYTES if body else MAX_STATS_BYTES)
+            finally:
+                response.close()  # a connection that was read to its end has gone back to the pool already
+        except (aiohttp.ClientError, OSError, ValueError, BodyTooLargeError, httpx2.DecodingError) as exc:
+            raise WorkerError(f"worker {self._entry.id} did not answer: {words_for(exc)}") from None
 
     def _read(self, status: int, body: bytes) -> Answer | ProviderFailure | WorkerBusy:
         try:
             content = json.loads(body)
             if status == 200:
-                usage = TokenUsage(
-                    input_tokens=content["input_tokens"],
-                    cached_input_tokens=content["cached_input_tokens"],
-                    output_tokens=content["output_tokens"],
-                )
-                return Answer(content["text"], usage)
+                return Answer(content["text"], usage_of(content["usage"]), cut=content["finish_reason"] == "length")
             # A proxy between us and the worker has its own 502 and 503: only the worker's shape is the worker's word.
             error = content["error"]
-            if status == 503 and error["kind"] == "busy":
-                return WorkerBusy(float(error["retry_after_s"]))
-            if status == 502 and error["kind"] in KINDS:
-                return ProviderFailure(error["kind"], error["message"], error["retry_after_s"])
-        except (ValueError, LookupError, TypeError):
+            kind, message, retry_after_s = error["kind"], str(error["message"]), error["retry_after_s"]
+            if status == 503 and kind == "busy" and 0 < retry_after_s < math.inf:
+                return WorkerBusy(float(retry_after_s))
+            if status == 502 and kind in KINDS:
+                return ProviderFailure(kind, message, retry_after_s, usage_of(error["usage"]))
+            if status == 400 and kind == "bad_request":  # another worker would refuse it, too
+                return ProviderFailure("refused", message, None)
+        except (ValueError, LookupError, TypeError, RecursionError):
             pass
         raise self._nonsense(status, body)
 
     def _nonsense(self, status: int, body: bytes) -> WorkerError:
-        words = body[:200].decode("utf-8", "replace")
-        return WorkerError(f"worker {self._entry.id} answered as no worker does: status {status}, {words!r}")
+        words = one_line(Redactor(self._token)(body[:MAX_STATS_BYTES].decode("utf-8", "replace")))[:200]
+        return WorkerError(f"worker {self._entry.id} answered as no worker does: status {status}: {words}")
+
+
+def usage_of(reported: dict[str, Any]) -> TokenUsage:
+    """What a worker says was used. Raises: LookupError, TypeError, ValueError."""
+    return TokenUsage(
+        input_tokens=int(reported["input_tokens"]),
+        cached_input_tokens=int(reported["cached_input_tokens"]),
+        output_tokens=int(reported["output_tokens"]),
+    )

@@ -152,9 +152,8 @@ class WorkerPool:
         When an error ends the map, no more is sent, the calls in flight have `RetryPolicy.wind_up_s` seconds to end,
         and all that was answered is yielded before the error is raised; ordered, there may then be gaps.
 
-        Raises: SubLLMError (at the first failure, whatever the order); KeyRefusedError and UnknownModelError, which
-        no other prompt would escape; PoolBrokenError when there are no workers to be had, which the next map tries
-        anew.
+        Raises: SubLLMError (at the first failure, whatever the order); ProviderError, which no other prompt would
+        escape; PoolBrokenError when there are no workers to be had, which the next map tries anew.
         """
         if self._closed:
             raise PoolBrokenError("the pool is closed")
@@ -209,7 +208,7 @@ class WorkerPool:
                 completion = Completion(
                     index=index,
                     text=outcome.text,
-                    usage=outcome.usage,
+                    usage=tries.usage + outcome.usage,
                     attempts=tries.attempts + 1,
                     latency_s=latency_s,
                     worker=worker.entry.id,

@@ -1,14 +1,15 @@
 import pytest
 
-from rlm.errors import KeyRefusedError, SubLLMError, UnknownModelError, WorkerError
+from rlm.errors import KeyRefusedError, ProviderError, SubLLMError, UnknownModelError, WorkerError
+from rlm.usage import TokenUsage
 from rlm.workers.base import ProviderFailure, WorkerBusy
 from rlm.workers.retry import RetryPolicy, Tries
 
 POLICY = RetryPolicy(attempts=3, max_wait_s=100)
 
 
-def failure(kind, retry_after_s=None):
-    return ProviderFailure(kind, "the provider's words", retry_after_s)
+def failure(kind, retry_after_s=None, words="the provider's words", tokens=0):
+    return ProviderFailure(kind, words, retry_after_s, TokenUsage(output_tokens=tokens))
 
 
 def test_passing_faults_are_tried_again_up_to_the_bound():
@@ -57,7 +58,54 @@ def test_what_the_provider_will_never_answer_fails_in_its_words(kind):
         Tries(POLICY, 0).next(failure(kind), 0)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("key_refused", KeyRefusedError), ("unknown_model", UnknownModelError)])
-def test_what_no_other_prompt_would_escape_has_its_own_error(kind, error):
-    with pytest.raises(error, match="the provider's words"):
-        Tries(POLICY, 0).next(failure(kind), 0)
+@pytest.mark.parametrize("asked_s", [0, 0.001, None])
+@pytest.mark.parametrize("kind", ["rate_limited", "transient"])
+def test_a_provider_that_asks_for_no_wait_gets_the_usual_one(kind, asked_s):
+    policy = RetryPolicy(base_s=1, attempts=1000)
+    waits = [Tries(policy, 0).next(failure(kind, asked_s), 0).delay_s for _ in range(200)]
+    assert sum(waits) / len(waits) > 0.3
+
+
+def test_a_passing_fault_is_waited_for_as_long_as_asked_but_no_longer_than_the_cap():
+    policy = RetryPolicy(cap_s=20)
+    assert Tries(policy, 0).next(failure("transient", 7), 0).delay_s == 7
+    assert Tries(policy, 0).next(failure("transient", 10**9), 0).delay_s == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "says"),
+    [
+        ("empty", "", "the answer was empty (3 times)"),
+        ("declined", "I cannot.", "the model declined to answer: I cannot. (3 times)"),
+    ],
+)
+def test_an_answer_without_words_is_asked_for_again_and_what_was_paid_is_counted(kind, words, says):
+    tries = Tries(RetryPolicy(wordless=3), 7)
+    for _ in range(2):
+        assert tries.next(failure(kind, words=words, tokens=5), 0).delay_s >= 0
+    with pytest.raises(SubLLMError) as raised:
+        tries.next(failure(kind, words=words, tokens=5), 0)
+    assert str(raised.value) == says
+    assert (raised.value.attempts, raised.value.usage) == (3, TokenUsage(output_tokens=15))
+
+
+def test_answers_without_words_count_among_the_attempts():
+    tries = Tries(RetryPolicy(wordless=3, attempts=2), 0)
+    tries.next(failure("transient"), 0)
+    with pytest.raises(SubLLMError, match=r"^the answer was empty$"):
+        tries.next(failure("empty", words=""), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("key_refused", KeyRefusedError, "http://llm/v1 does not accept the API key: the provider's words (see OPENAI"),
+        ("unknown_model", UnknownModelError, "http://llm/v1 has no model the provider's words (see --model"),
+        ("out_of_quota", ProviderError, "the account's quota at http://llm/v1 is used up: the provider's words"),
+        ("wrong_url", ProviderError, "http://llm/v1 has no chat completions where OPENAI_BASE_URL points to: the pro"),
+    ],
+)
+def test_what_no_other_prompt_would_escape_has_its_own_error_and_remedy(kind, error, says):
+    with pytest.raises(error) as raised:
+        Tries(POLICY, 0, who="http://llm/v1").next(failure(kind), 0)
+    assert str(raised.value).startswith(says)

@@ -12,7 +12,8 @@ import pytest
 
 from rlm.errors import WorkerError
 from rlm.local.workers import LocalLauncher
-from rlm.offline.server import Fault, OfflineSettings, serve_offline
+from rlm.offline.server import Fault, OfflineSettings, WrongAnswer, serve_offline
+from rlm.usage import TokenUsage
 from rlm.workers.base import Answer, Prompt, ProviderFailure, WorkerBusy
 from rlm.workers.client import HttpWorkerClient
 from sandbox_image import worker
@@ -107,10 +108,12 @@ def test_a_call_that_is_cancelled_is_cancelled_at_the_provider():
 
 def test_a_provider_that_takes_too_long_is_a_passing_fault():
     async def main():
-        async with one_worker(OfflineSettings(latency_s=60), RLM_SUBCALL_TIMEOUT_S="0.2") as (_, client, _server):
+        async with one_worker(OfflineSettings(latency_s=60)) as (entry, _, _server):
+            client = HttpWorkerClient(entry, timeout_s=0.2)
             outcome = await client.complete(ask("slow"))
+            await client.aclose()
             assert isinstance(outcome, ProviderFailure)
-            assert outcome.kind == "transient"
+            assert (outcome.kind, outcome.message) == ("transient", "no answer within 0.2 s")
 
     asyncio.run(main())
 
@@ -124,7 +127,10 @@ FAILURES = [
     ({"drop": True}, "transient", None),
     ({"status": 401}, "key_refused", None),
     ({"status": 403}, "key_refused", None),
-    ({"status": 404}, "unknown_model", None),
+    ({"status": 404}, "wrong_url", None),
+    ({"answer": WrongAnswer.EMPTY}, "empty", None),
+    ({"answer": WrongAnswer.DECLINED}, "declined", None),
+    ({"answer": WrongAnswer.FILTERED}, "declined", None),
     ({"status": 413}, "context_window", None),
     ({"status": 422}, "refused", None),
 ]
@@ -139,8 +145,9 @@ def test_sorts_the_failures_of_the_provider():
                 outcome = await client.complete(ask(f"case {number};"))
                 assert isinstance(outcome, ProviderFailure)
                 assert (outcome.kind, outcome.retry_after_s) == (kind, retry_after_s)
-                assert outcome.message
+                assert outcome.message or kind == "empty"
                 assert "\n" not in outcome.message
+                assert (outcome.usage.input_tokens > 0) == ("answer" in FAILURES[number][0])
 
     asyncio.run(main())
 
@@ -155,11 +162,41 @@ def test_a_prompt_over_the_window_is_told_as_such():
     asyncio.run(main())
 
 
+NO_PROMPTS = (
+    *(b"{", b"[]", b'{"prompt": "p", "model": "m"}', b"\xff", b"[" * 200_000),
+    *(b'{"prompt": "p", "model": "m", "timeout_s": %s}' % seconds for seconds in (b"0", b"-1", b"NaN", b"1e999")),
+)
+
+
+def test_an_answer_that_was_cut_is_told_as_such():
+    async def main():
+        cut = OfflineSettings(faults=(Fault(answer=WrongAnswer.CUT),), sub_replies=echo)
+        async with one_worker(cut) as (_, client, _server):
+            assert (await client.complete(ask("x" * 12))) == Answer("echo of xx", usage_of(3, 3), cut=True)
+
+    asyncio.run(main())
+
+
+def usage_of(sent, got):
+    return TokenUsage(input_tokens=sent, output_tokens=got)
+
+
+def test_a_prompt_longer_than_anybody_takes_is_refused_unread():
+    async def main():
+        async with one_worker() as (_, client, server):
+            outcome = await client.complete(ask("x" * (worker.MAX_BODY_BYTES + 1)))
+            assert isinstance(outcome, ProviderFailure)
+            assert outcome.kind == "refused"
+            assert server.stats().requests == 0
+
+    asyncio.run(main())
+
+
 def test_a_body_that_is_no_prompt_is_our_fault_and_not_the_providers():
     async def main():
         async with one_worker() as (entry, _, _server):
             headers = {"Authorization": f"Bearer {entry.token}"}
-            for body in (b"{", b"[]", b'{"prompt": "p"}'):
+            for body in NO_PROMPTS:
                 async with aiohttp.request("POST", f"{entry.url}/complete", data=body, headers=headers) as response:
                     assert response.status == 400
 
