@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sandbox_image.failures import ProviderFailedError, Usage, failure
 
 MAX_TOKENS = 10**9  # of one call: who reports more reports nothing
-MAX_TEXT_CHARS = 8 * 2**20
+MAX_TEXT_CHARS = 4 * 2**20
 CUT = ("length", "max_tokens", "model_length")
 FinishReason = Literal["stop", "length"]
 

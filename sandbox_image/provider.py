@@ -22,7 +22,7 @@ from sandbox_image.redact import Redactor, fits_header
 from sandbox_image.transport import EVENT_STREAM, ProviderTransport
 
 SILENCE_S = 120.0  # of a stream that has begun to answer; before its first word a model may think for long
-MAX_EVENT_BYTES = 8 * 2**20
+MAX_EVENT_BYTES = 4 * 2**20
 REST_S = 0.2  # for the end of a stream to come in, so that its connection can be used again
 
 
@@ -30,15 +30,22 @@ class ProviderClient:
     """Asks one provider. Use as `async with`.
 
     Key and base URL are those of the environment unless given. With `streams` an answer is taken as a stream where
-    the provider can do that, so that one that falls silent is noticed; it costs a fifth of the calls a second. The
-    key, and what else is `secret`, stands in no answer and no error.
+    the provider can do that, so that one that falls silent for `silence_s` is noticed; it costs a fifth of the calls
+    a second. The key, and what else is `secret`, stands in no answer and no error.
     """
 
     def __init__(
-        self, *, api_key: str | None = None, base_url: str | None = None, streams: bool = False, secret: str = ""
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        streams: bool = False,
+        silence_s: float = SILENCE_S,
+        secret: str = "",
     ) -> None:
         key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
         self._streams = streams
+        self._silence_s = silence_s
         self._redact = Redactor(key, secret)
         self._key_fits = fits_header(key)
         self._client = openai.AsyncOpenAI(
@@ -113,16 +120,16 @@ class ProviderClient:
             return read_completion(response.content)
         completion = StreamedCompletion()
         async with aclosing(response):
-            await read_stream(response, completion)
+            await read_stream(response, completion, self._silence_s)
         self._streams = completion.usage is not None  # what is not counted cannot be kept within a budget
         return completion.answer()
 
 
-async def read_stream(response: httpx2.Response, completion: StreamedCompletion) -> None:
+async def read_stream(response: httpx2.Response, completion: StreamedCompletion, silence_s: float) -> None:
     """Read a stream to its end.
 
-    Raises: ProviderFailedError when it tells of a failure, or says nothing for long after it has begun to answer;
-    httpx2.TransportError.
+    Raises: ProviderFailedError when it tells of a failure, or says nothing for `silence_s` once it has begun to
+    answer; httpx2.TransportError.
     """
     clock = asyncio.get_running_loop()
     source = aiter(httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES))
@@ -134,9 +141,9 @@ async def read_stream(response: httpx2.Response, completion: StreamedCompletion)
                         break
                     completion.add(event.data)
                     if completion.chars:
-                        silence.reschedule(clock.time() + SILENCE_S)
+                        silence.reschedule(clock.time() + silence_s)
         except TimeoutError:
-            raise ProviderFailedError("transient", f"it fell silent for {SILENCE_S:g} s in its answer") from None
+            raise ProviderFailedError("transient", f"it fell silent for {silence_s:g} s in its answer") from None
         try:
             async with asyncio.timeout(REST_S):
                 async for _ in events:

@@ -14,9 +14,10 @@ import threading
 import urllib.parse
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Attack = Callable[[socket.socket, str], None]
 
@@ -171,6 +172,7 @@ ATTACKS: dict[str, Attack] = {
     "a stream with an error": stream(delta("half"), {"error": {"message": "overloaded: {auth}", "code": 502}}),
     "a stream that is none": stream("data: hello {auth}\n\n"),
     "a trickling stream": forever(EVENTS, f"data: {json.dumps(delta('.'))}\n\n".encode(), TRICKLE_S),
+    "a stream that falls silent": forever(EVENTS + f"data: {json.dumps(delta('half'))}\n\n", b"", TRICKLE_S),
     "a stream with a bomb": bomb("text/event-stream", b":\n"),
     "a stream after its end": forever(
         EVENTS + f"data: {json.dumps(delta('fine', finish_reason='stop'))}\n\ndata: [DONE]\n\n", b": on\n\n"
@@ -178,11 +180,27 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+class Memory:
+    """How much more memory a process has had, at the most, than when this was made."""
+
+    def __init__(self, pid: int) -> None:
+        self._status = Path(f"/proc/{pid}/status")
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forgets the peak
+        self._start_mib = self._peak_mib()
+
+    def _peak_mib(self) -> int:
+        return int(re.search(r"VmHWM:\s+(\d+)", self._status.read_text())[1]) // 1024
+
+    def growth_mib(self) -> int:
+        return self._peak_mib() - self._start_mib
+
+
 @dataclass
 class HostileProvider:
     """A running server."""
 
     base_url: str
+    attacks: Mapping[str, Attack]
     asked: Counter[str] = field(default_factory=Counter)
     asked_for_a_stream: Counter[str] = field(default_factory=Counter)
     connections: list[socket.socket] = field(default_factory=list)
@@ -196,7 +214,7 @@ class HostileProvider:
             name = named[1].decode() if named else "no HTTP"
             self.asked[name] += 1
             self.asked_for_a_stream[name] += b'"stream":true' in body
-            ATTACKS[name](connection, auth[1].decode("latin-1") if auth else "")
+            self.attacks[name](connection, auth[1].decode("latin-1") if auth else "")
 
 
 def _received(connection: socket.socket) -> bytes:
@@ -218,10 +236,10 @@ def _some(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def serve_attacks() -> Iterator[HostileProvider]:
+def serve_attacks(attacks: Mapping[str, Attack] = ATTACKS) -> Iterator[HostileProvider]:
     """Serve on a free port of 127.0.0.1 until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        provider = HostileProvider(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+        provider = HostileProvider(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", attacks)
 
         def accept() -> None:
             with suppress(OSError):

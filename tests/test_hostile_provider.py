@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,7 @@ from rlm.workers.client import HttpWorkerClient
 from rlm.workers.retry import RetryPolicy
 from sandbox_image import worker_path
 from sandbox_image.redact import REDACTED
-from tests.hostile import ATTACKS, serve_attacks
+from tests.hostile import ATTACKS, Memory, serve_attacks
 
 KEY = "sk-hostile-0123456789abcdef"
 TOKEN = "token-0123456789abcdef"
@@ -69,21 +67,6 @@ def worker(provider):
     process.terminate()
     said = b"".join(process.communicate(timeout=10))
     assert (stood, said) == (True, b"")
-
-
-class Memory:
-    """How much more memory a process has had, at the most, than at the start."""
-
-    def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forgets the peak
-        self._start_mib = self._peak_mib()
-
-    def _peak_mib(self) -> int:
-        return int(re.search(r"VmHWM:\s+(\d+)", self._status.read_text())[1]) // 1024
-
-    def growth_mib(self) -> int:
-        return self._peak_mib() - self._start_mib
 
 
 def check_no_secret(text: str) -> None:

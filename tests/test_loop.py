@@ -167,6 +167,21 @@ class TestFailures:
         with pytest.raises(ProviderError, match="gave no answer"):
             run_script("FINAL(1)", faults=(fault(status=400),))
 
+    @pytest.mark.parametrize(
+        ("how", "says"),
+        [
+            (WrongAnswer.EMPTY, "the answer was empty (3 times)"),
+            (WrongAnswer.DECLINED, "the model declined to answer: I cannot help with that. (3 times)"),
+        ],
+    )
+    def test_a_sub_llm_without_words_is_an_error_in_the_cell(self, how, says):
+        ran = run_script(
+            cell("try: llm_query('s' + 'ilent')\nexcept SubLLMError as exc: FINAL(str(exc))"),
+            faults=(fault(match="silent", answer=how, times=9),),
+        )
+        assert ran.result.answer == says
+        assert ran.stats.sub_requests == 3
+
     def test_passing_faults_of_the_provider_are_retried(self):
         ran = run_script("FINAL(1)", faults=(fault(status=500, headers={"retry-after-ms": "10"}),))
         assert (ran.result.answer, ran.stats.errors[500]) == ("1", 1)

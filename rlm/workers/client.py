@@ -25,7 +25,7 @@ from sandbox_image.transport import MAX_BODY_BYTES, BodyTooLargeError, open_sess
 
 CONNECT_TIMEOUT_S = 10
 CHECK_TIMEOUT_S = 5
-GRACE_S = 60  # for the worker, which keeps the time itself, to say so
+GRACE_S = 60.0
 MAX_ANSWER_BYTES = 2 * MAX_BODY_BYTES  # what the provider may send, and our frame around it
 MAX_STATS_BYTES = 10_000
 REFUSED = (401, 403)  # the statuses that say it of a token
@@ -35,8 +35,8 @@ KINDS = frozenset(get_args(FailureKind))
 class HttpWorkerClient:
     """The `WorkerClient` for `sandbox_image/worker.py`. Makes as many connections as there are calls in flight.
 
-    The provider has `timeout_s` for each prompt. `renew` gets another token for a worker that refuses the one we
-    have, or raises a WorkerError.
+    The provider has `timeout_s` for each prompt, the worker `grace_s` more to say so. `renew` gets another token for
+    a worker that refuses the one we have, or raises a WorkerError.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class HttpWorkerClient:
         entry: WorkerEntry,
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        grace_s: float = GRACE_S,
         check_timeout_s: float = CHECK_TIMEOUT_S,
         renew: Callable[[WorkerEntry], Awaitable[str]] | None = None,
     ) -> None:
@@ -52,7 +53,7 @@ class HttpWorkerClient:
         self._renew = renew
         self._renewing = asyncio.Lock()
         self._timeout_s = timeout_s
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s + GRACE_S, sock_connect=CONNECT_TIMEOUT_S)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s + grace_s, sock_connect=CONNECT_TIMEOUT_S)
         self._check_timeout = aiohttp.ClientTimeout(total=check_timeout_s)
         self._complete_url = URL(entry.url) / "complete"
         self._stats_url = URL(entry.url) / "stats"
@@ -114,8 +115,8 @@ class HttpWorkerClient:
     def _read(self, status: int, body: bytes) -> Answer | ProviderFailure | WorkerBusy:
         try:
             content = json.loads(body)
-            if status == 200:
-                return Answer(content["text"], usage_of(content["usage"]), cut=content["finish_reason"] == "length")
+            if status == 200 and isinstance(text := content["text"], str):
+                return Answer(text, usage_of(content["usage"]), cut=content["finish_reason"] == "length")
             # A proxy between us and the worker has its own 502 and 503: only the worker's shape is the worker's word.
             error = content["error"]
             kind, message, retry_after_s = error["kind"], str(error["message"]), error["retry_after_s"]
@@ -125,7 +126,7 @@ class HttpWorkerClient:
                 return ProviderFailure(kind, message, retry_after_s, usage_of(error["usage"]))
             if status == 400 and kind == "bad_request":  # another worker would refuse it, too
                 return ProviderFailure("refused", message, None)
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             pass
         raise self._nonsense(status, body)
 
@@ -135,7 +136,7 @@ class HttpWorkerClient:
 
 
 def usage_of(reported: dict[str, Any]) -> TokenUsage:
-    """What a worker says was used. Raises: LookupError, TypeError, ValueError."""
+    """What a worker says was used. Raises: LookupError, TypeError, ValueError, OverflowError."""
     return TokenUsage(
         input_tokens=int(reported["input_tokens"]),
         cached_input_tokens=int(reported["cached_input_tokens"]),

@@ -262,3 +262,15 @@ def test_an_error_that_no_adapter_should_raise_ends_the_map_too():
                 await take_all(pool, prompts(1))
 
     asyncio.run(main())
+
+
+def test_a_rate_limit_without_a_wait_makes_no_storm():
+    async def main():
+        faults = (Fault(status=429, times=10**6, headers={"Retry-After": "-5"}),)
+        policy = RetryPolicy(base_s=0.2, cap_s=0.5, max_wait_s=1)
+        async with pool_of(1, OfflineSettings(faults=faults), policy=policy) as it:
+            results = await take_all(it.pool, prompts(20), return_exceptions=True)
+            assert all("held back for" in text for text in texts(results))
+            assert it.server.stats().requests < 20 * 15
+
+    asyncio.run(main())
