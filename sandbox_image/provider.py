@@ -23,6 +23,7 @@ from sandbox_image.transport import EVENT_STREAM, ProviderTransport
 
 SILENCE_S = 120.0  # of a stream that has begun to answer; before its first word a model may think for long
 MAX_EVENT_BYTES = 4 * 2**20
+UNFIT = "it has characters that no HTTP header can carry"
 REST_S = 0.2  # for the end of a stream to come in, so that its connection can be used again
 
 
@@ -47,9 +48,9 @@ class ProviderClient:
         self._streams = streams
         self._silence_s = silence_s
         self._redact = Redactor(key, secret)
-        self._key_fits = fits_header(key)
+        self._unusable_key = "" if fits_header(key) else UNFIT if key else "there is none"
         self._client = openai.AsyncOpenAI(
-            api_key=key if self._key_fits else "none",
+            api_key="none" if self._unusable_key else key,
             base_url=base_url,
             max_retries=0,
             timeout=None,  # `ask` has one limit for all of it
@@ -75,8 +76,8 @@ class ProviderClient:
         return replace(answer, text=self._redact(answer.text))
 
     async def _ask(self, model: str, messages: Sequence[Mapping[str, Any]], timeout_s: float) -> ProviderAnswer:
-        if not self._key_fits:
-            raise ProviderFailedError("key_refused", "it has characters that no HTTP header can carry")
+        if self._unusable_key:
+            raise ProviderFailedError("key_refused", self._unusable_key)
         sent = [{**message, "content": encodable(message["content"])} for message in messages]
         body = {"model": encodable(model), "messages": sent}
         try:

@@ -100,11 +100,13 @@ class ProviderTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request. Raises: httpx2.TransportError, httpx2.DecodingError."""
         url = URL(str(request.url), encoded=True)
         if self._session is None:  # all requests go to one provider; reading the certificates takes its time
+            self._proxy = proxy_for(url)
             self._session = open_session(tls=httpx2.create_ssl_context() if url.scheme == "https" else True)
         try:
             response = await self._session.request(
@@ -113,7 +115,7 @@ class ProviderTransport(httpx2.AsyncBaseTransport):
                 headers={**request.headers, "accept-encoding": "identity"},
                 data=payload(request.content),
                 allow_redirects=False,  # the key is for the one who was named, and nobody else
-                proxy=_proxy_for(url),
+                proxy=self._proxy,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             )
         except (aiohttp.ClientError, OSError, ValueError) as exc:
@@ -152,7 +154,7 @@ class _Stream(httpx2.AsyncByteStream):
         self._response.close()
 
 
-def _proxy_for(url: URL) -> str | None:
+def proxy_for(url: URL) -> str | None:
     """The proxy that the environment names for the URL."""
     proxies = urllib.request.getproxies()
     if not proxies or urllib.request.proxy_bypass(url.host or ""):

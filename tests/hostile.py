@@ -132,6 +132,9 @@ ATTACKS: dict[str, Attack] = {
     "chunks without an end": forever(
         JSON_HEAD + "Transfer-Encoding: chunked\r\n\r\n", b"100\r\n" + b"x" * 256 + b"\r\n"
     ),
+    "trailers without an end": forever(JSON_HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"a: b\r\n"),
+    "an extension without an end": forever(JSON_HEAD + "Transfer-Encoding: chunked\r\n\r\n2;", b"x" * MIB),
+    "a chunk too large": raw(JSON_HEAD + "Transfer-Encoding: chunked\r\n\r\n" + "f" * 40 + "\r\n{}"),
     "an error without an end": forever("HTTP/1.1 500 No\r\nContent-Type: text/plain\r\n\r\n", b"x" * MIB),
     "headers without an end": forever("HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
     "1xx without an end": forever("", b"HTTP/1.1 102 Processing\r\n\r\n" * 100),

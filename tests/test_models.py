@@ -117,14 +117,16 @@ def test_what_is_wrong_is_named_with_the_remedy(settings, error, says):
     assert raised.value.__cause__ is None
 
 
-def test_a_key_that_no_header_carries_is_refused_unsaid():
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("sk-ключ-0123456789", "characters that no HTTP header can carry"), ("", "there is none")],
+)
+def test_a_key_that_cannot_be_sent_is_refused_unsaid(key, says):
     async def main():
-        async with OpenAIChatModel(
-            Provider(api_key="sk-ключ-0123456789", base_url="http://127.0.0.1:1/v1"), "m"
-        ) as model:
+        async with OpenAIChatModel(Provider(api_key=key, base_url="http://127.0.0.1:1/v1"), "m") as model:
             await model.complete(MESSAGES)
 
-    with pytest.raises(KeyRefusedError, match="characters that no HTTP header can carry") as raised:
+    with pytest.raises(KeyRefusedError, match=says) as raised:
         asyncio.run(main())
     assert "ключ" not in str(raised.value)
 
