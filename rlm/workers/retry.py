@@ -91,7 +91,9 @@ class Tries:
                 return self._no_words(WORDLESS[outcome.kind], words)
             case "context_window" | "refused":
                 raise self._given_up(words)
-        raise self._hopeless(outcome.kind, words)
+        error = self._hopeless(outcome.kind, words)
+        error.usage = self.usage
+        raise error
 
     def _delay_s(self, failures: int, asked_s: float | None) -> float:
         """As long as the provider asks, but never at once: a word of 0 s must not make a storm of us."""

@@ -106,6 +106,9 @@ def test_answers_without_words_count_among_the_attempts():
     ],
 )
 def test_what_no_other_prompt_would_escape_has_its_own_error_and_remedy(kind, error, says):
+    tries = Tries(POLICY, 0, who="http://llm/v1")
+    tries.next(failure("empty", words="", tokens=5), 0)
     with pytest.raises(error) as raised:
-        Tries(POLICY, 0, who="http://llm/v1").next(failure(kind), 0)
+        tries.next(failure(kind), 0)
     assert str(raised.value).startswith(says)
+    assert raised.value.usage == TokenUsage(output_tokens=5)
