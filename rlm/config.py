@@ -41,10 +41,11 @@ class ReplLimits:
     """What one REPL may take. `memory_mib` is on top of what its context needs.
 
     A cell is interrupted after `cell_timeout_s`, and killed with its REPL when it still runs
-    `interrupt_grace_s` later. The time it waits for sub-LLMs does not count.
+    `interrupt_grace_s` later. The time it waits for sub-LLMs does not count; `cell_max_s` bounds it with all waits.
     """
 
     cell_timeout_s: float = 120.0
+    cell_max_s: float = 21_600.0
     interrupt_grace_s: float = 5.0
     max_output_chars: int = 10_000
     memory_mib: int = 8_192

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias, cast
 
 from rlm.usage import TokenUsage
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
+
+_LONE_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # our own JSON has no escape of one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +25,28 @@ class Answer:
 
     @property
     def value(self) -> JsonValue:
-        """What was given: the text, or the value that it is the JSON of."""
-        return cast("JsonValue", json.loads(self.text)) if self.is_json else self.text
+        """What was given: the text, or the value that it is the JSON of. JSON that is none stays text."""
+        return value_of(self.text) if self.is_json else self.text
+
+
+def value_of(text: str) -> JsonValue:
+    """The value that JSON stands for, or the text where it is none: a cell may claim what it likes."""
+    if _LONE_SURROGATE.search(text):
+        return text
+    try:
+        return cast("JsonValue", json.loads(text, parse_constant=_refuse, parse_float=_finite))
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError("a number beyond all floats")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +68,8 @@ class CellOutput:
     error: str | None
     final: Answer | None
     late: list[LateOutput]
+    new_names: list[str] = field(default_factory=list)
+    """Variables it made or rebound, each in a few words: "rows: list of 120"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,9 @@ class Run:
             models=[config.recursive_model, config.model],
             ask_child=self._ask_child if self._depth < config.limits.max_depth else None,
         )
-        async with ReplSession(parts.repl_launcher, context, config.repl, calls) as repl:
+        async with ReplSession(
+            parts.repl_launcher, context, config.repl, calls, max_prompt_chars=config.sub_llm_chars
+        ) as repl:
             parts.emit(
                 events.RunStarted(
                     run_id=self.run_id,

@@ -6,12 +6,14 @@ import codecs
 import fcntl
 import json
 import os
+import struct
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 NONCE_BYTES = 16
 CHUNK_BYTES = 1 << 20
-MAX_FRAME_BYTES = 256 << 20
+MAX_FRAME_MIB = 256
 PRIVATE_FD = 64  # and above: out of the way of code that closes or reopens the first few
 
 
@@ -27,6 +29,17 @@ def replacement(error: UnicodeError) -> tuple[bytes, int]:
 
 
 codecs.register_error("lone-surrogates", replacement)
+
+
+def pack(nonce: bytes, op: str, texts: Sequence[str], fields: dict[str, object]) -> bytes:
+    """A frame for the host: nonce, sizes, a small JSON head, and the texts that may be large, each as it is.
+
+    What is not Unicode (lone surrogates) goes as U+FFFD.
+    """
+    head = json.dumps({"op": op, **fields}, ensure_ascii=False).encode(errors="lone-surrogates")
+    parts = [text.encode(errors="lone-surrogates") for text in texts]
+    sizes = struct.pack(f">{2 + len(parts)}I", len(head), len(parts), *map(len, parts))
+    return b"".join([nonce, sizes, head, *parts])
 
 
 class Channel:
@@ -49,14 +62,16 @@ class Channel:
         os.close(self.stderr.fileno())
         self._out = -1
 
-    def send(self, op: str, **fields: object) -> None:
-        """One frame to the host. What is not Unicode (lone surrogates) goes as U+FFFD."""
+    def send(self, op: str, texts: Sequence[str] = (), /, **fields: object) -> None:
+        """One frame to the host.
+
+        Raises: ValueError when it is too large; RuntimeError in a forked child.
+        """
         if self._out < 0:
             raise RuntimeError("a forked process cannot reach sub-LLMs: use threads")
-        body = json.dumps({"op": op, **fields}, ensure_ascii=False).encode(errors="lone-surrogates")
-        if len(body) > MAX_FRAME_BYTES:
-            raise ValueError(f"one call may carry {MAX_FRAME_BYTES >> 20} MB; this one has {len(body) >> 20} MB")
-        data = memoryview(self._nonce + len(body).to_bytes(4, "big") + body)
+        data = memoryview(pack(self._nonce, op, texts, fields))
+        if len(data) > MAX_FRAME_MIB << 20:
+            raise ValueError(f"one call may carry {MAX_FRAME_MIB} MB; this one has {len(data) >> 20} MB")
         with self._lock:
             while data:
                 data = data[os.write(self._out, data) :]

@@ -1,14 +1,18 @@
 """The REPL: a persistent Python process that runs a root LM's cells. Standard library only.
 
-The host speaks to it in frames: 16 bytes of nonce, 4 bytes of length (big endian), then that much JSON. They
-travel over what were stdin and stdout at the start; both are moved to private descriptors before the first
+Frames travel over what were stdin and stdout at the start; both are moved to private descriptors before the first
 cell runs, and descriptors 1 and 2 become pipes of the cell, so that nothing a cell prints, from Python, from C
-or from a subprocess, is ever taken for a frame. The first 16 bytes on stdin are the nonce.
+or from a subprocess, is ever taken for a frame. The first 16 bytes on stdin are the nonce. A frame of the host is
+the nonce, 4 bytes of length, that much JSON; one of the REPL is the nonce, 4 bytes of the length of its head, 4 bytes
+of the number n of its texts, n times 4 bytes of their lengths, the head in JSON, the texts. Numbers are big endian.
 
-host → REPL   hello {limits}             load {kind, files}           cell {number, code, timeout_s}
-              answer {id, outcomes}
+host → REPL   hello {limits, max_output_chars, max_prompt_chars}      load {kind, files}
+              cell {number, code, timeout_s, max_s}                   final {number, text, timeout_s, max_s}
+              answer {id, outcomes} or {id, failed}
 REPL → host   ready {pid}                loaded {description}         load_failed {message}
-              call {id, kind, items, model}                           done {number, output}
+              call {kind, id, cell, model} + prompts (of child runs: prompt, context, "text" or "json")
+              done {number, has_error, has_final, is_json, late, new_names} + stdout, stderr, value, error, answer,
+              and stdout and stderr of each cell in late
 
 Everything that comes from here is written by hostile code, as far as the host is concerned.
 """
@@ -20,7 +24,6 @@ import builtins
 import contextlib
 import faulthandler
 import functools
-import json
 import linecache
 import os
 import queue
@@ -30,181 +33,157 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable, Container
+from typing import NoReturn, TextIO
 
 # Added, not put first, and only now: an Image holds this folder and nothing of the project besides.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
+from sandbox_image.calls import Calls, public, what_a_cell_may_ask
 from sandbox_image.channel import Channel
 from sandbox_image.clock import CELL_NAME, CellClock
 from sandbox_image.context import describe, load_context
+from sandbox_image.finals import Final, Finished, as_final, read_final
 from sandbox_image.output import Output
 from sandbox_image.report import cap, format_error, show
+from sandbox_image.variables import new_names, show_vars, stored_names
 
-MAX_ANSWER_CHARS = 10_000_000
+MAX_MESSAGE_CHARS = 2_000
 BROKEN_STATUS = 70
 VALUE_NAME = "__value__"
 CO_COROUTINE = 0x80  # inspect's: its import would cost every start 10 ms
 
 
-class SubLLMError(RuntimeError):
-    """A sub-LLM call failed for good. The message holds the provider's words."""
-
-
-class BudgetError(SubLLMError):
-    """The call was not made: it would cost more than what is left of the run's budget."""
-
-
-class Finished(BaseException):
-    """Raised by FINAL to end the cell at once. Never leaves the driver."""
-
-
 class Repl:
-    """Cells, their names, and the builtins they may call."""
+    """Cells, their names, and what they may call."""
 
-    def __init__(self, channel: Channel, max_output_chars: int) -> None:
+    def __init__(self, channel: Channel, max_output_chars: int, max_prompt_chars: int | None) -> None:
         self._channel = channel
         self._max_output_chars = max_output_chars
         self.output = Output(max_output_chars)
         self._pid = os.getpid()
         self._clock = CellClock()
-        self._calls: dict[int, queue.SimpleQueue[list[dict[str, Any]]]] = {}
-        self._next_call = 0
-        self._calls_lock = threading.Lock()
-        self._final: str | None = None
+        self.calls = Calls(channel, self._clock, self.output.cell_of_thread)
+        self._final: Final | None = None
+        self._stored: list[str] = []
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self._names = module.__dict__
         self._names["answer"] = {"content": "", "ready": False}
+        ways_to_answer = self._ways_to_answer()
         self._given: dict[str, object] = {
             "context": None,
-            "llm_query": self._llm_query,
-            "parallel_llm_query": self._parallel_llm_query,
-            "llm_query_batched": self._parallel_llm_query,
-            "rlm_query": self._rlm_query,
-            "rlm_query_batched": self._rlm_query_batched,
-            "FINAL": self._final_value,
-            "FINAL_VAR": self._final_var,
-            "SHOW_VARS": self._show_vars,
-            "budget": self._budget,
-            "SubLLMError": SubLLMError,
-            "BudgetError": BudgetError,
+            **what_a_cell_may_ask(self.calls, max_prompt_chars),
+            **ways_to_answer,
+            "SHOW_VARS": self._show_vars(),
         }
-        builtins.input = self._input
+        self._aliases = {  # builtins: a cell's own variable of that name comes first
+            "final": ways_to_answer["FINAL"],
+            "Final": ways_to_answer["FINAL"],
+            "final_var": ways_to_answer["FINAL_VAR"],
+        }
+        builtins.input = no_input
 
     def load(self, kind: str, files: list[list[str]]) -> None:
         """Read the context; the host hears what it is."""
         try:
             context = load_context(kind, files)
         except (OSError, ValueError, SystemError, RecursionError, MemoryError) as exc:
-            self._channel.send("load_failed", message=str(exc) or type(exc).__name__)
+            self._channel.send("load_failed", message=cap(str(exc) or type(exc).__name__, MAX_MESSAGE_CHARS))
             return
         self._given["context"] = context
         self._channel.send("loaded", description=describe(context))
 
-    def deliver(self, call: int, outcomes: list[dict[str, Any]]) -> None:
-        """The host's answer to a call, handed to the thread that waits for it."""
-        if inbox := self._calls.get(call):
-            inbox.put(outcomes)
+    # The ways to answer.
 
-    # What a cell may call.
+    def _ways_to_answer(self) -> dict[str, Callable[..., None]]:
+        def FINAL(value: object = "") -> None:  # noqa: N802
+            """Give the answer to the question and end the run.
 
-    def _call(self, kind: str, items: list[Any], model: str | None = None) -> list[dict[str, Any]]:
-        inbox: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
-        with self._calls_lock:
-            self._next_call += 1
-            call = self._next_call
-            self._calls[call] = inbox
-        try:
-            with self._clock.paused():
-                self._channel.send("call", id=call, kind=kind, items=items, model=model)
-                return inbox.get()
-        finally:
-            del self._calls[call]
+            A text is the answer as it is; a list, a dict, a number or the like becomes JSON.
+            """
+            self._finish(value)
 
-    def _llm_query(self, prompt: str, model: str | None = None) -> str:
-        """Ask a sub-LLM. It sees this prompt and nothing else."""
-        return self._parallel_llm_query([prompt], model)[0]  # type: ignore[return-value]
+        def FINAL_VAR(name: object) -> None:  # noqa: N802
+            """Give what the variable of that name holds as the answer, and end the run."""
+            if not isinstance(name, str):
+                self._finish(name)
+                return
+            if name.strip() not in self._names:
+                known = cap(", ".join(sorted(self._variables())), MAX_MESSAGE_CHARS) or "none yet"
+                raise NameError(f"FINAL_VAR: there is no variable {cap(name, 80)!r}. Variables: {known}")
+            self._finish(self._names[name.strip()])
 
-    def _parallel_llm_query(
-        self,
-        prompts: Iterable[str],
-        model: str | None = None,
-        return_exceptions: bool = False,  # noqa: FBT001, FBT002
-    ) -> list[str | SubLLMError]:
-        """Ask sub-LLMs in parallel: one answer for each prompt, in the order of the prompts."""
-        texts = texts_of(prompts)
-        return results(self._call("llm", texts, model), keep_errors=return_exceptions) if texts else []
+        return {"FINAL": public(FINAL), "FINAL_VAR": public(FINAL_VAR)}
 
-    def _rlm_query(self, prompt: str, context: object = None) -> str:
-        """Let a child run, with a REPL of its own, answer the prompt over the context."""
-        return self._rlm_query_batched([prompt], [context])[0]  # type: ignore[return-value]
-
-    def _rlm_query_batched(
-        self,
-        prompts: Iterable[str],
-        contexts: Iterable[object] | None = None,
-        return_exceptions: bool = False,  # noqa: FBT001, FBT002
-    ) -> list[str | SubLLMError]:
-        """Child runs in parallel: one answer for each prompt, in order."""
-        texts = texts_of(prompts)
-        given = [None] * len(texts) if contexts is None else list(contexts)
-        if len(given) != len(texts):
-            raise ValueError(f"{len(texts)} prompts but {len(given)} contexts")
-        items = [child_question(text, context) for text, context in zip(texts, given, strict=True)]
-        return results(self._call("rlm", items), keep_errors=return_exceptions) if items else []
-
-    def _final_value(self, value: object = "") -> None:
-        """Give the final answer. Ends the run."""
-        text = str(value)
-        if len(text) > MAX_ANSWER_CHARS:
-            raise ValueError(f"an answer may have {MAX_ANSWER_CHARS:,} characters; this one has {len(text):,}")
+    def _finish(self, value: object) -> None:
+        if is_draft(value):
+            value = value["content"]  # type: ignore[index]
+        final = as_final(value)
         if self._final is None:
-            self._final = text
+            self._final = final
         if threading.current_thread() is threading.main_thread():
             raise Finished
 
-    def _final_var(self, name: object) -> None:
-        """Give the value of a variable as the final answer. Ends the run."""
-        if not isinstance(name, str):
-            return self._final_value(name)
-        if name.strip() not in self._names:
-            known = ", ".join(sorted(self._own_names())) or "none yet"
-            raise NameError(f"FINAL_VAR: there is no variable {cap(name, 80)!r}. Variables: {known}")
-        return self._final_value(self._names[name.strip()])
+    def _read_answer(self) -> None:
+        """The answer protocol: a dict whose "ready" is true holds the final answer in "content"."""
+        answer = self._names.setdefault("answer", {"content": "", "ready": False})
+        if isinstance(answer, dict) and answer.get("ready"):
+            with contextlib.suppress(Finished):
+                self._finish(answer.get("content", ""))
 
-    def _show_vars(self) -> str:
-        """The variables the cells have made, with their types and sizes."""
-        lines = []
-        for name, value in sorted(self._own_names().items()):
-            size = f", {len(value):,} long" if isinstance(value, str | bytes | list | tuple | dict | set) else ""
-            lines.append(f"{name}: {type(value).__name__}{size}")
-        return "\n".join(lines) or "no variables yet"
+    def _evaluate_final(self, filename: str, text: str) -> object:
+        """`FINAL(text)` as a reply's prose has it: evaluated if it is code, else the words are the answer."""
+        variables = self._variables()
+        if self._names.get("context") is self._given["context"]:
+            variables["context"] = self._given["context"]
+        read = read_final(text, variables, known=self._names)
+        if isinstance(read, str):
+            return self._execute(filename, read)
+        self._final = self._final or read
+        raise Finished
 
-    def _budget(self) -> dict[str, Any]:
-        """What is left of the run's budget; None is without limit."""
-        (left,) = self._call("budget", [])
-        return left
+    # The variables.
 
-    def _input(self, _prompt: object = "") -> str:
-        raise EOFError("input() cannot be answered here: nobody is at the keyboard")
+    def _show_vars(self) -> Callable[[], str]:
+        def SHOW_VARS() -> str:  # noqa: N802
+            """The variables the cells have made, a line each: type, size, and a look at what they hold."""
+            return show_vars(self._variables())
 
-    def _own_names(self) -> dict[str, object]:
-        hidden = {*self._given, "answer", "_"}
-        return {n: v for n, v in self._names.items() if n not in hidden and not (n[:2] == n[-2:] == "__")}
+        return public(SHOW_VARS)
+
+    def _variables(self) -> dict[str, object]:
+        """What cells have made."""
+        hidden = {*self._given, "_"}
+        if is_untouched(self._names.get("answer")):
+            hidden.add("answer")
+        return {
+            name: value
+            for name, value in self._names.copy().items()
+            if type(name) is str and name not in hidden and not (name[:2] == name[-2:] == "__")
+        }
 
     # Running a cell.
 
-    def run(self, number: int, code: str, timeout_s: float) -> None:
+    def run(self, number: int, code: str, timeout_s: float, max_s: float) -> None:
         """Run one cell as a notebook would; the host hears all about it."""
+        self._run(number, functools.partial(self._execute, code=code), timeout_s, max_s)
+
+    def final(self, number: int, text: str, timeout_s: float, max_s: float) -> None:
+        """Take the answer that a reply's prose gives in `FINAL(text)`, as if a cell had given it."""
+        self._run(number, functools.partial(self._evaluate_final, text=text), timeout_s, max_s)
+
+    def _run(self, number: int, work: Callable[[str], object], timeout_s: float, max_s: float) -> None:
+        before = self._names.keys() | self._given.keys()
         self._names.update(self._given)
+        builtins.__dict__.update(self._aliases)
+        self._stored = []
         self.output.begin(number)
-        value, raised = "", None
-        self._clock.start(timeout_s)
+        value, raised, fresh = "", None, []
+        self._clock.start(number, timeout_s, max_s)
         try:
             try:
-                value = self._show(self._execute(f"{CELL_NAME}{number}>", code))
+                value = self._show(work(f"{CELL_NAME}{number}>"))
             finally:
                 self._read_answer()
                 self.output.flush()
@@ -217,24 +196,33 @@ class Repl:
         if os.getpid() != self._pid:
             leave_fork(raised)
         final, self._final = self._final, None
+        variables = self._variables()
+        fresh = new_names([*self._stored, *(name for name in variables if name not in before)], variables)
         streams, late = self.output.current.take(), self.output.late()
-        output = {
-            **streams,
-            "value": value,
-            "error": error,
-            "final": None if final is None else {"text": final},
-            "late": late,
-        }
-        self._channel.send("done", number=number, output=output)
+        texts = [streams["stdout"], streams["stderr"], value, error or "", final.text if final else ""]
+        texts += [entry[stream] for _, entry in late for stream in ("stdout", "stderr")]
+        self._channel.send(
+            "done",
+            texts,
+            number=number,
+            has_error=raised is not None,
+            has_final=final is not None,
+            is_json=final is not None and final.is_json,
+            late=[cell for cell, _ in late],
+            new_names=fresh,
+        )
 
     def _execute(self, filename: str, code: str) -> object:
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
-        tree = BareFinalVar().visit(ast.parse(code, filename))
+        tree = ast.parse(code, filename)
+        is_alias = "final_var" in code and "final_var" not in self._names and not binds(tree, "final_var")
+        tree = BareFinalVar(("FINAL_VAR", "final_var") if is_alias else ("FINAL_VAR",)).visit(tree)
         last = tree.body[-1] if tree.body else None
         if isinstance(last, ast.Expr):
             name = ast.copy_location(ast.Name(VALUE_NAME, ast.Store()), last)
             tree.body[-1] = ast.copy_location(ast.Assign([name], last.value), last)
         compiled = compile(tree, filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        self._stored = list(stored_names(compiled))
         running = eval(compiled, self._names)  # noqa: S307  # running code is what this process is for
         if compiled.co_flags & CO_COROUTINE:
             import asyncio  # 40 ms that few cells need
@@ -248,53 +236,44 @@ class Repl:
         self._names["_"] = value
         return show(value, self._max_output_chars)
 
-    def _read_answer(self) -> None:
-        """The answer protocol: a dict whose "ready" is true holds the final answer in "content"."""
-        answer = self._names.get("answer")
-        if not isinstance(answer, dict):
-            self._names["answer"] = {"content": "", "ready": False}
-        elif answer.get("ready"):
-            with contextlib.suppress(Finished):
-                self._final_value(answer.get("content", ""))
-
 
 class BareFinalVar(ast.NodeTransformer):
     """FINAL_VAR(x) means the value of x, as FINAL_VAR("x") does: root LMs write both."""
+
+    def __init__(self, names: Container[str]) -> None:
+        self._names = names
 
     def visit_Call(self, node: ast.Call) -> ast.AST:  # the name ast asks for
         """Give a bare name's value."""
         self.generic_visit(node)
         match node:
-            case ast.Call(func=ast.Name(id="FINAL_VAR") as function, args=[ast.Name()], keywords=[]):
+            case ast.Call(func=ast.Name() as function, args=[ast.Name()], keywords=[]) if function.id in self._names:
                 function.id = "FINAL"
         return node
 
 
-def texts_of(prompts: Iterable[object]) -> list[str]:
-    """A batch's prompts as texts."""
-    if isinstance(prompts, str):
-        raise TypeError("a batch is a list of prompts; for one prompt there are llm_query and rlm_query")
-    return [str(prompt) for prompt in prompts]
+def binds(tree: ast.AST, name: str) -> bool:
+    """Whether code makes a variable, a function or an import of that name."""
+    return any(
+        name in (getattr(node, "id", None), getattr(node, "name", None), getattr(node, "arg", None))
+        and not isinstance(getattr(node, "ctx", None), ast.Load)
+        for node in ast.walk(tree)
+    )
 
 
-def child_question(prompt: str, context: object) -> dict[str, Any]:
-    """A question for a child run: its context as text, or else as JSON, which the host need not read."""
-    is_json = not isinstance(context, str)
-    return {"prompt": prompt, "context": json.dumps(context) if is_json else context, "is_json": is_json}
+def is_untouched(answer: object) -> bool:
+    """Whether the dict of the answer protocol is as it was made."""
+    return is_draft(answer) and answer == {"content": "", "ready": False}
 
 
-def results(outcomes: list[dict[str, Any]], *, keep_errors: bool) -> list[str | SubLLMError]:
-    """The answers of a batch; the first failure is raised, unless errors are to be kept."""
-    found: list[str | SubLLMError] = []
-    for outcome in outcomes:
-        if "error" in outcome:
-            error = (BudgetError if outcome.get("budget") else SubLLMError)(outcome["error"])
-            if not keep_errors:
-                raise error
-            found.append(error)
-        else:
-            found.append(outcome["text"])
-    return found
+def is_draft(value: object) -> bool:
+    """Whether the value is the dict of the answer protocol, given to FINAL in place of what it holds."""
+    return type(value) is dict and value.keys() == {"content", "ready"}
+
+
+def no_input(_prompt: object = "") -> str:
+    """What `input` is in a cell."""
+    raise EOFError("input() cannot be answered here: nobody is at the keyboard")
 
 
 def leave_fork(raised: BaseException | None) -> NoReturn:
@@ -347,7 +326,7 @@ def main() -> None:
     limit_resources(hello["limits"])
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file too large is an OSError in the cell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    repl = Repl(channel, hello["max_output_chars"])
+    repl = Repl(channel, hello["max_output_chars"], hello["max_prompt_chars"])
     work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def receive_for_ever() -> None:
@@ -355,11 +334,13 @@ def main() -> None:
             frame = channel.receive()
             match frame.pop("op"):
                 case "answer":
-                    repl.deliver(frame["id"], frame["outcomes"])
+                    repl.calls.deliver(frame)
                 case "load":
                     work.put(functools.partial(repl.load, **frame))
                 case "cell":
                     work.put(functools.partial(repl.run, **frame))
+                case "final":
+                    work.put(functools.partial(repl.final, **frame))
 
     def work_for_ever() -> None:
         channel.send("ready", pid=os.getpid())

@@ -18,6 +18,10 @@ from sandbox_image.channel import private_copy
 from sandbox_image.report import cap
 
 CHUNK_BYTES = 1 << 20
+LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120
+POOLS = tuple(os.path.join(LIBRARY, *path) for path in (("concurrent", "futures"), ("multiprocessing", "pool.py")))  # noqa: PTH118
+OWN_THREADS = 3  # the main thread, the reader of frames, the reader of pipes
+MAX_LATE = 100  # cells told of at once
 CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 
 
@@ -150,6 +154,10 @@ class Output:
         output: CellOutput = getattr(threading.current_thread(), "cell_output", self.current)
         return output
 
+    def cell_of_thread(self) -> int:
+        """The number of the cell that the running thread works for."""
+        return self._of_thread().number
+
     def _after_fork(self) -> None:
         """A forked child collects nothing, for nobody would take it: what it prints goes through the pipe, by lines."""
         self._unwritten = {1: b"", 2: b""}
@@ -158,6 +166,16 @@ class Output:
         """From here on it is cell `number` that prints, but for the threads and processes older cells left running."""
         self._older.append(self.current)
         self.current = self._open(number)
+        if threading.active_count() > OWN_THREADS:
+            self._adopt_idle_workers()
+
+    def _adopt_idle_workers(self) -> None:
+        """A pool's thread that waits for work belongs to the cell that now may give it some."""
+        frames = sys._current_frames()
+        for thread in threading.enumerate():
+            frame = frames.get(thread.ident or 0)
+            if frame and hasattr(thread, "cell_output") and frame.f_code.co_filename.startswith(POOLS):
+                thread.cell_output = self.current
 
     def flush(self) -> None:
         """Push what the cell has in buffers into the pipes: its own sys.stdout, and C's."""
@@ -180,17 +198,17 @@ class Output:
             data, self._unwritten[fd] = self._unwritten[fd], b""
             write_all(fd, data)
 
-    def late(self) -> list[dict[str, object]]:
+    def late(self) -> list[tuple[int, dict[str, str]]]:
         """What older cells' leftovers printed since the last call; if it is much, the rest comes with the next."""
-        found: list[dict[str, object]] = []
+        found: list[tuple[int, dict[str, str]]] = []
         found_chars = 0
         busy = {getattr(thread, "cell_output", None) for thread in threading.enumerate()}
         for output in list(self._older):
-            if found_chars > self._max_chars:
+            if found_chars > self._max_chars or len(found) == MAX_LATE:
                 break
             streams = output.take()
             if any(streams.values()):
-                found.append({"cell": output.number, **streams})
+                found.append((output.number, streams))
                 found_chars += sum(map(len, streams.values()))
             if output not in busy and not output.read_ends():
                 self._older.remove(output)

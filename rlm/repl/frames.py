@@ -1,18 +1,37 @@
-"""The frames of the REPL as the host sees them: what model-written code sends is checked before it is used."""
+"""The frames of the REPL as the host sees them: what model-written code sends is bounded before it is read.
+
+A frame of the REPL has a small head in JSON, and texts, which may be large, each as it is. So nothing large is ever
+parsed, whose parts may take many times the memory of its bytes. The driver's docstring has the layout.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rlm.events import CellOutput
+from rlm.events import Answer, CellOutput, LateOutput
 
 NONCE_BYTES = 16
-HEADER_BYTES = NONCE_BYTES + 4
-MAX_FRAME_BYTES = 257 << 20  # the driver refuses to send more than 256 MiB
+HEADER_BYTES = NONCE_BYTES + 8
+MIB = 1 << 20
+MAX_HEAD_BYTES = 64 << 10
+MAX_TEXTS = 100_000  # the driver lets no more prompts into one call
+MAX_CALL_BYTES = 260 * MIB  # as Python holds it; the driver sends no more than 256 MiB
+MAX_ANSWER_CHARS = 10_000_000  # the driver refuses a longer one
+MAX_UTF8_BYTES = 4  # of a character
+MAX_REASON_CHARS = 200
+STR_BYTES = 64  # what an empty one takes, about
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+NARROW_BYTES = bytes(range(0xF0))  # those of characters up to U+FFFF
+TEXTS_OF_A_CHILD = 3  # prompt, context, kind of context
+TEXTS_OF_OUTPUT, FINAL_TEXT = 5, 4
+
+Number = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +39,7 @@ class Ready:
     """The REPL has started."""
 
     op: Literal["ready"]
-    pid: int
+    pid: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +69,32 @@ class ChildQuestion:
 
 @dataclass(frozen=True, slots=True)
 class LLMCall:
-    """A cell asks sub-LLMs; `model` of None is the run's own."""
+    """Cell number `cell` asks sub-LLMs; `model` of None is the run's own."""
 
-    op: Literal["call"]
     kind: Literal["llm"]
     id: int
+    cell: int
     items: list[str]
     model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class RLMCall:
-    """A cell asks for child runs."""
+    """Cell number `cell` asks for child runs."""
 
-    op: Literal["call"]
     kind: Literal["rlm"]
     id: int
+    cell: int
     items: list[ChildQuestion]
-    model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetCall:
-    """A cell asks what is left of the budget."""
+    """Cell number `cell` asks what is left of the budget."""
 
-    op: Literal["call"]
     kind: Literal["budget"]
     id: int
-    items: list[str]
-    model: str | None
+    cell: int
 
 
 Call = LLMCall | RLMCall | BudgetCall
@@ -88,41 +104,168 @@ Call = LLMCall | RLMCall | BudgetCall
 class Done:
     """A cell has run."""
 
-    op: Literal["done"]
     number: int
     output: CellOutput
 
 
-_BY_CALL = Annotated[LLMCall | RLMCall | BudgetCall, Field(discriminator="kind")]
-_FRAME: TypeAdapter[Ready | Loaded | LoadFailed | Done | Call] = TypeAdapter(
-    Annotated[Ready | Loaded | LoadFailed | Done | _BY_CALL, Field(discriminator="op")]
-)
 Frame = Ready | Loaded | LoadFailed | Done | LLMCall | RLMCall | BudgetCall
 
 
-def decode(body: bytes) -> Frame:
-    """The frame in `body`.
+@dataclass(frozen=True, slots=True)
+class _CallHead:
+    op: Literal["call"]
+    kind: Literal["llm", "rlm", "budget"]
+    id: Number
+    cell: Number
+    model: Annotated[str, Field(max_length=200)] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _DoneHead:
+    """Its texts: stdout, stderr, value, error, final answer; then stdout and stderr of each entry of `late`."""
+
+    op: Literal["done"]
+    number: Number
+    has_error: bool
+    has_final: bool
+    is_json: bool
+    late: Annotated[list[Number], Field(max_length=100)]
+    new_names: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=20)]
+
+
+_Head = Ready | Loaded | LoadFailed | _CallHead | _DoneHead
+_HEAD: TypeAdapter[_Head] = TypeAdapter(Annotated[_Head, Field(discriminator="op")])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a frame may have: characters of a cell's output, and of a prompt (None: as many as a call may carry)."""
+
+    output_chars: int
+    prompt_chars: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The sizes of a frame whose head and texts are still to be read."""
+
+    head_bytes: int
+    text_bytes: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """All of it."""
+        return self.head_bytes + sum(self.text_bytes)
+
+
+async def read_outline(reader: asyncio.StreamReader, nonce: bytes) -> Outline:
+    """The sizes of the next frame.
+
+    Raises: ValueError when it is none of this session, or larger than any may be.
+    """
+    header = await reader.readexactly(HEADER_BYTES)
+    head_bytes, texts = struct.unpack(">2I", header[NONCE_BYTES:])
+    if header[:NONCE_BYTES] != nonce or head_bytes > MAX_HEAD_BYTES or texts > MAX_TEXTS:
+        raise ValueError("not a frame of this session")
+    outline = Outline(head_bytes, struct.unpack(f">{texts}I", await reader.readexactly(4 * texts)))
+    if outline.size_bytes > MAX_CALL_BYTES:
+        raise ValueError("not a frame of this session")
+    return outline
+
+
+async def read_frame(reader: asyncio.StreamReader, outline: Outline, bounds: Bounds) -> Frame:
+    """The frame whose sizes are known.
 
     Raises: ValueError when it is none.
     """
     try:
-        return _FRAME.validate_json(body)
+        head = _HEAD.validate_json(await reader.readexactly(outline.head_bytes))
     except ValidationError as exc:
-        raise ValueError(f"not a frame: {exc.errors(include_input=False)[0]['msg']}") from exc
+        reason = exc.errors(include_input=False, include_url=False, include_context=False)[0]["msg"]
+        raise ValueError(f"not a frame: {reason[:MAX_REASON_CHARS]}") from exc
+    _check_sizes(head, outline.text_bytes, bounds)
+    texts = await _read_texts(reader, outline.text_bytes)
+    match head:
+        case _DoneHead():
+            return _done(head, texts)
+        case _CallHead(kind="llm"):
+            return LLMCall("llm", head.id, head.cell, texts, head.model)
+        case _CallHead(kind="rlm"):
+            return RLMCall("rlm", head.id, head.cell, _questions(texts))
+        case _CallHead():
+            return BudgetCall("budget", head.id, head.cell)
+    return head
 
 
-def encode(nonce: bytes, op: str, **fields: object) -> bytes:
+def _check_sizes(head: _Head, sizes: tuple[int, ...], bounds: Bounds) -> None:
+    """Whether a frame of this kind may have such texts.
+
+    Raises: ValueError when it may not.
+    """
+    fits = not sizes
+    match head:
+        case _DoneHead():
+            fits = (
+                len(sizes) == TEXTS_OF_OUTPUT + 2 * len(head.late)
+                and sizes[FINAL_TEXT] <= MAX_UTF8_BYTES * MAX_ANSWER_CHARS
+                and sum(sizes) - sizes[FINAL_TEXT] <= MAX_UTF8_BYTES * bounds.output_chars
+            )
+        case _CallHead(kind="llm"):
+            most = MAX_CALL_BYTES if bounds.prompt_chars is None else MAX_UTF8_BYTES * bounds.prompt_chars
+            fits = bool(sizes) and max(sizes) <= most
+        case _CallHead(kind="rlm"):
+            fits = bool(sizes) and len(sizes) % TEXTS_OF_A_CHILD == 0
+    if not fits:
+        raise ValueError("not a frame: it has texts of other sizes than there may be")
+
+
+async def _read_texts(reader: asyncio.StreamReader, sizes: tuple[int, ...]) -> list[str]:
+    texts: list[str] = []
+    held_bytes = 0
+    for size in sizes:
+        data = await reader.readexactly(size)
+        held_bytes += size_as_str(data)
+        if held_bytes > MAX_CALL_BYTES:
+            raise ValueError("not a frame: its texts are larger than they may be")
+        try:
+            texts.append(str(data, "utf-8"))
+        except UnicodeDecodeError as exc:
+            raise ValueError("not a frame: a text is not UTF-8") from exc
+    return texts
+
+
+def size_as_str(data: bytes) -> int:
+    """The bytes that UTF-8 takes as a str: 1, 2 or 4 for each character, as its widest one needs."""
+    if data.isascii():
+        return STR_BYTES + len(data)
+    characters = len(data.translate(None, CONTINUATION_BYTES))
+    width = 4 if data.translate(None, NARROW_BYTES) else 2
+    return STR_BYTES + width * characters
+
+
+def _questions(texts: list[str]) -> list[ChildQuestion]:
+    triples = zip(*(texts[field::TEXTS_OF_A_CHILD] for field in range(TEXTS_OF_A_CHILD)), strict=True)
+    return [ChildQuestion(prompt, context, kind == "json") for prompt, context, kind in triples]
+
+
+def _done(head: _DoneHead, texts: list[str]) -> Done:
+    stdout, stderr, value, error, final, *late = texts
+    output = CellOutput(
+        stdout=stdout,
+        stderr=stderr,
+        value=value,
+        error=error if head.has_error else None,
+        final=Answer(text=final, is_json=head.is_json) if head.has_final else None,
+        late=[
+            LateOutput(cell=cell, stdout=out, stderr=err)
+            for cell, out, err in zip(head.late, late[::2], late[1::2], strict=True)
+        ],
+        new_names=head.new_names,
+    )
+    return Done(head.number, output)
+
+
+def encode(nonce: bytes, op: str, /, **fields: object) -> bytes:
     """A frame for the REPL: nonce, length, JSON."""
     body = json.dumps({"op": op, **fields}).encode()
     return nonce + len(body).to_bytes(4, "big") + body
-
-
-def body_bytes(nonce: bytes, header: bytes) -> int:
-    """The length of the frame that begins with `header`.
-
-    Raises: ValueError when it is not a header of this session.
-    """
-    size = int.from_bytes(header[NONCE_BYTES:], "big")
-    if header[:NONCE_BYTES] != nonce or size > MAX_FRAME_BYTES:
-        raise ValueError("not a frame of this session")
-    return size

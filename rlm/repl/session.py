@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,11 @@ MIB = 1 << 20
 SIGNAL_STATUS = 128
 OUT_OF_MEMORY = "killed, perhaps because it ran out of memory"
 MAX_HELD_BYTES = 256 * MIB  # of calls that wait for their answers, together
-MIN_CALL_BYTES = 64 << 10  # what a small one counts for
-MAX_ANSWER_CHARS = 10_000_000  # the driver refuses a longer one
+CALL_BYTES = 64 << 10  # what a call counts for
+ITEM_BYTES = 1_000  # and each of its prompts, besides its text
 MAX_ERROR_CHARS = 10_000
+MAX_JSON_BYTES = 6  # of a character: \\u0000
+MAX_FAILURE_CHARS = 2_000
 
 T = TypeVar("T")
 
@@ -96,19 +99,31 @@ class ReplSession:
     """Runs cells, one at a time, and answers what they ask.
 
     `answer` is called for every call of a cell, concurrently, and gives one JSON object for each item. What it
-    raises ends the run: `run` raises it in turn. Use as `async with`.
+    raises ends the run: `run` raises it in turn, the next one if none is under way. A prompt of more than
+    `max_prompt_chars` characters is refused in the cell (None: any length is sent). Use as `async with`.
     """
 
-    def __init__(self, launcher: ReplLauncher, context: Context, limits: ReplLimits, answer: CallHandler) -> None:
+    def __init__(
+        self,
+        launcher: ReplLauncher,
+        context: Context,
+        limits: ReplLimits,
+        answer: CallHandler,
+        *,
+        max_prompt_chars: int | None = None,
+    ) -> None:
         self._launcher = launcher
         self._context = context
         self._limits = limits
         self._answer = answer
+        self._max_prompt_chars = max_prompt_chars
+        self._bounds = frames.Bounds(output_chars=most_output_chars(limits), prompt_chars=max_prompt_chars)
         self._process: ReplProcess | None = None
         self._nonce = b""
         self._reading: asyncio.Task[None] | None = None
         self._calls: dict[asyncio.Task[None], int] = {}  # with the bytes of each
-        self._unanswered = 0
+        self._unanswered: Counter[int] = Counter()  # calls, by the cell that made them
+        self._failure: Exception | None = None  # of the answering, while no cell ran
         self._reply: asyncio.Future[frames.Frame] | None = None
         self._cells = 0
         self.context_description = ""
@@ -131,13 +146,29 @@ class ReplSession:
 
         Raises: ReplDiedError when its process ended; the next call finds a fresh one with the context loaded.
         """
+        return await self._run("cell", code=code)
+
+    async def final(self, text: str) -> CellOutput:
+        """Take the final answer that stands in the parentheses of a FINAL(...) written in prose.
+
+        An expression over variables of the cells (or an f-string) is evaluated as if a cell had called FINAL with it,
+        and what it raises is in the output's `error`. A Python literal keeps its value. Anything else is the answer
+        as it stands.
+
+        Raises: what `run` does.
+        """
+        return await self._run("final", text=text)
+
+    async def _run(self, op: str, **work: str) -> CellOutput:
         if self._process is None:
             await self._start()
         self._cells += 1
-        timeout_s = self._limits.cell_timeout_s
-        watch = asyncio.create_task(self._kill_when_stuck())
+        watch = asyncio.create_task(self._kill_when_stuck(self._cells))
         try:
-            done = await self._ask(frames.Done, None, "cell", number=self._cells, code=code, timeout_s=timeout_s)
+            if self._failure is not None:
+                raise self._failure
+            limits = {"timeout_s": self._limits.cell_timeout_s, "max_s": self._limits.cell_max_s}
+            done = await self._ask(frames.Done, None, op, number=self._cells, **work, **limits)
             self._check(done)
         except ReplDiedError as exc:
             how = await self.close()
@@ -152,6 +183,7 @@ class ReplSession:
     async def close(self) -> str:
         """End the process and every call under way. Tells how the process ended."""
         process, self._process = self._process, None
+        self._failure = None
         tasks = [task for task in (self._reading, *self._calls) if task is not None]
         for task in tasks:
             task.cancel()
@@ -167,9 +199,8 @@ class ReplSession:
             self._reading = asyncio.create_task(self._read_frames(process.reader))
             limits = resources(self._limits, self._context.size_bytes)
             await process.write(self._nonce)
-            await self._ask(
-                frames.Ready, START_TIMEOUT_S, "hello", limits=limits, max_output_chars=self._limits.max_output_chars
-            )
+            sizes = {"max_output_chars": self._limits.max_output_chars, "max_prompt_chars": self._max_prompt_chars}
+            await self._ask(frames.Ready, START_TIMEOUT_S, "hello", limits=limits, **sizes)
             files = [[name, await process.place(path)] for name, path in self._context.files]
             loaded = await self._ask(frames.Loaded, LOAD_TIMEOUT_S, "load", kind=self._context.kind, files=files)
         except (ReplDiedError, TimeoutError) as exc:
@@ -198,25 +229,25 @@ class ReplSession:
     def _check(self, done: frames.Done) -> None:
         """A cell can forge its result, but not one that costs more than a true one."""
         result = done.output
-        room = 4 * self._limits.max_output_chars + MAX_ERROR_CHARS
         late_chars = sum(len(late.stdout) + len(late.stderr) for late in result.late)
         texts = (result.stdout, result.stderr, result.value, result.error or "")
-        if done.number != self._cells or max(*map(len, texts), late_chars) > room:
+        total_chars = sum(map(len, texts)) + late_chars + sum(map(len, result.new_names))
+        if done.number != self._cells or total_chars > most_output_chars(self._limits):
             raise broken_protocol("no such result is possible")
-        if result.final is not None and len(result.final.text) > MAX_ANSWER_CHARS:
+        if result.final is not None and len(result.final.text) > frames.MAX_ANSWER_CHARS:
             raise broken_protocol("no such answer is possible")
 
     async def _read_frames(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                header = await reader.readexactly(frames.HEADER_BYTES)
-                size = frames.body_bytes(self._nonce, header)
-                while self._calls and sum(self._calls.values()) + size > MAX_HELD_BYTES:
+                outline = await frames.read_outline(reader, self._nonce)
+                cost = CALL_BYTES + ITEM_BYTES * len(outline.text_bytes) + outline.size_bytes
+                while self._calls and sum(self._calls.values()) + cost > MAX_HELD_BYTES:
                     await asyncio.wait(self._calls, return_when=asyncio.FIRST_COMPLETED)
-                frame = frames.decode(await reader.readexactly(size))
+                frame = await frames.read_frame(reader, outline, self._bounds)
                 if isinstance(frame, frames.Call):
                     task = asyncio.create_task(self._answer_call(frame))
-                    self._calls[task] = max(size, MIN_CALL_BYTES)
+                    self._calls[task] = cost
                     task.add_done_callback(self._calls.pop)
                 else:
                     self._settle(frame)
@@ -226,38 +257,49 @@ class ReplSession:
             self._settle(broken_protocol(str(exc)))
 
     async def _answer_call(self, call: frames.Call) -> None:
-        self._unanswered += 1
+        self._unanswered[call.cell] += 1
         try:
             outcomes = await self._answer(call)
             data = frames.encode(self._nonce, "answer", id=call.id, outcomes=outcomes)
         except Exception as exc:  # noqa: BLE001  # raised by `run`
-            self._settle(exc)
-            return
+            if not self._settle(exc):
+                self._failure = self._failure or exc
+            told = f"the run cannot go on: {str(exc) or type(exc).__name__}"[:MAX_FAILURE_CHARS]
+            data = frames.encode(self._nonce, "answer", id=call.id, failed=told)
         finally:
-            self._unanswered -= 1
+            self._unanswered -= Counter((call.cell,))  # which drops those of zero
         if self._process is not None:
             with contextlib.suppress(ReplDiedError):  # the reader of frames tells
                 await self._process.write(data)
 
-    def _settle(self, reply: frames.Frame | Exception) -> None:
+    def _settle(self, reply: frames.Frame | Exception) -> bool:
+        """Give what is waited for its reply; whether anything was."""
         if self._reply is None or self._reply.done():
-            return
+            return False
         if isinstance(reply, Exception):
             self._reply.set_exception(reply)
         else:
             self._reply.set_result(reply)
+        return True
 
-    async def _kill_when_stuck(self) -> None:
-        """The driver interrupts a cell at its limit; this is for a cell that will not be interrupted."""
+    async def _kill_when_stuck(self, cell: int) -> None:
+        """The driver interrupts a cell at its limits; this is for a cell that will not be interrupted."""
         left_s = self._limits.cell_timeout_s + self._limits.interrupt_grace_s
-        while left_s > 0:
+        left_with_waits_s = self._limits.cell_max_s + self._limits.interrupt_grace_s
+        while left_s > 0 and left_with_waits_s > 0:
             await asyncio.sleep(WATCH_EVERY_S)
-            if self._unanswered == 0:
+            left_with_waits_s -= WATCH_EVERY_S
+            if not self._unanswered[cell]:
                 left_s -= WATCH_EVERY_S
-        limit = f"{self._limits.cell_timeout_s:g} s"
+        limit = f"{self._limits.cell_timeout_s if left_s <= 0 else self._limits.cell_max_s:g} s"
         self._settle(ReplDiedError(f"the cell ignored the interrupt after {limit}; the REPL process was killed"))
         if self._process is not None:
             await self._process.close()
+
+
+def most_output_chars(limits: ReplLimits) -> int:
+    """More characters than a cell's output, what it left running and its traceback can have together."""
+    return 8 * limits.max_output_chars + MAX_ERROR_CHARS
 
 
 def broken_protocol(reason: str) -> ReplDiedError:

@@ -24,7 +24,7 @@ async def shout(call):
         case "rlm":
             return [{"text": f"{item.prompt} over {item.context!r}"} for item in call.items]
         case "budget":
-            return [{"calls": 3, "usd": None}]
+            return [{"calls": {"spent": 2, "left": 3}, "usd": {"spent": 0.01, "left": None}}]
 
 
 class Repl:
@@ -36,6 +36,9 @@ class Repl:
     def run(self, code: str) -> CellOutput:
         return self.runner.run(self.session.run(textwrap.dedent(code)))
 
+    def final(self, text: str) -> CellOutput:
+        return self.runner.run(self.session.final(text))
+
     def close(self) -> str:
         return self.runner.run(self.session.close())
 
@@ -46,9 +49,13 @@ def start(tmp_path: Path) -> Iterator[object]:
     opened: list[Repl] = []
     with asyncio.Runner() as runner:
 
-        def start_one(context: object = "", answer=shout, launcher=None, **limits) -> Repl:
+        def start_one(context: object = "", answer=shout, launcher=None, max_prompt_chars=None, **limits) -> Repl:
             session = ReplSession(
-                launcher or LocalReplLauncher(), context_from_value(context, tmp_path), ReplLimits(**limits), answer
+                launcher or LocalReplLauncher(),
+                context_from_value(context, tmp_path),
+                ReplLimits(**limits),
+                answer,
+                max_prompt_chars=max_prompt_chars,
             )
             runner.run(session.__aenter__())
             opened.append(Repl(runner, session))

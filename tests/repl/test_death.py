@@ -8,7 +8,6 @@ import time
 import pytest
 
 from rlm.errors import InputError, ReplBrokenError, ReplDiedError
-from rlm.repl.frames import MAX_FRAME_BYTES
 
 
 @pytest.mark.parametrize(
@@ -55,45 +54,71 @@ def test_too_large_a_file_and_too_many_processes_are_errors_of_the_cell(start):
 
 
 FRAMES = """
-    import gc, json, os, time
+    import gc, json, os, struct, time
     channel = next(thing for thing in gc.get_objects() if type(thing).__name__ == "Channel")
-    def frame(**fields):
-        body = json.dumps(fields).encode()
-        return channel._nonce + len(body).to_bytes(4, "big") + body
+    def raw(head, *texts):
+        return header(len(head), *map(len, texts)) + head + b"".join(texts)
+    def frame(*texts, **fields): return raw(json.dumps(fields).encode(), *texts)
     def forge(data):
         while data: data = data[os.write(channel._out, data):]
-    output = dict(stdout="", stderr="", value="", error=None, final=None, late=[])
-    def done(number=1, **given): return frame(op="done", number=number, output=output | given)
+    def header(head_bytes, *sizes):
+        return channel._nonce + struct.pack(f">{2 + len(sizes)}I", head_bytes, len(sizes), *sizes)
+    nothing = dict(has_error=False, has_final=False, is_json=False, late=[], new_names=[])
+    def done(*texts, number=2, **given):
+        return frame(*(texts or [b""] * 5), **(dict(op="done", number=number) | nothing | given))
+    def call(*texts, **given):
+        return frame(*texts, **(dict(op="call", kind="llm", id=1, cell=2, model=None) | given))
+    MIB = 1 << 20
 """
 
 FORGED = {
     "garbage": "forge(os.urandom(100_000))",
     "another nonce": "forge(bytes(16) + done()[16:])",
-    "a huge header": "forge(channel._nonce + b'\\xff' * 4)",
-    "a header and then nothing": "forge(channel._nonce + (200 << 20).to_bytes(4, 'big')); time.sleep(60)",
-    "no JSON": "forge(channel._nonce + (5).to_bytes(4, 'big') + b'[[[[[')",
-    "deep JSON": "forge(channel._nonce + (10 ** 6).to_bytes(4, 'big') + b'[' * 10 ** 6)",
-    "an unknown frame": "forge(frame(op='evil'))",
-    "a lone surrogate": "forge(done(stdout='\\ud800'))",
+    "a huge head": "forge(header(0xFFFFFFFF))",
+    "a head and then nothing": "forge(header(60_000)); time.sleep(60)",
+    "a large text and then nothing": "forge(header(100, 200 * MIB)); time.sleep(60)",
+    "a million texts": "forge(header(100, *[0] * 1_000_000))",
+    "texts of more than a call may carry": "forge(header(100, *[MIB] * 300))",
+    "no JSON": "forge(raw(b'[[[[['))",
+    "deep JSON": "forge(raw(b'[' * 60_000))",
+    "JSON of many parts": "forge(raw(b'[' + b'[],' * 20_000 + b'[]]'))",
+    "a large head": "forge(frame(op='done', number=2, text='x' * 70_000))",
+    "an unknown frame": "forge(frame(op='evil' * 1000))",
+    "an unknown call": "forge(call(kind='evil' * 1000))",
     "fields of other types": "forge(done(late=5))",
+    "numbers that are too large": "forge(frame(op='ready', pid=10 ** 300))",
+    "a call of a cell below nothing": "forge(call(b'x', cell=-1))",
+    "a call without prompts": "forge(call())",
+    "a question of two texts": "forge(call(b'x', b'y', kind='rlm'))",
+    "a budget call with texts": "forge(call(b'x' * MIB, kind='budget'))",
+    "a long name of a model": "forge(call(b'x', model='A' * 1000))",
+    "a longer prompt than there may be": "forge(call(b'x' * 5000))",
+    "a text that is no UTF-8": "forge(call(b'\\xff\\xfe'))",
     "an answer to nothing": "forge(frame(op='ready', pid=1))",
-    "another cell's result": "forge(done(7))",
-    "a huge output": "forge(done(2, stdout='x' * 10_000_000))",
-    "huge late output": "forge(done(2, late=[dict(cell=1, stdout='x' * 50, stderr='')] * 5000))",
-    "a huge answer": "forge(done(2, final=dict(text='x' * 10_000_001)))",
+    "a description with texts": "forge(frame(b'x', op='loaded', description='x'))",
+    "another cell's result": "forge(done(number=7))",
+    "too few texts": "forge(done(b'x'))",
+    "a huge output": "forge(done(b'x' * 10_000_000, b'', b'', b'', b''))",
+    "huge late output": "forge(done(*[b''] * 5, *[b'x' * 50_000] * 20, late=[1] * 10))",
+    "late output of many cells": "forge(done(*[b''] * 5, *[b''] * 20_000, late=[1] * 10_000))",
+    "many new names": "forge(done(new_names=['x'] * 100))",
+    "long new names": "forge(done(new_names=['x' * 1000]))",
+    "a huge answer": "forge(done(b'', b'', b'', b'', b'x' * 10_000_001, has_final=True))",
+    "a huge answer in wide characters": "forge(done(*[b''] * 4, chr(0x1F600).encode() * 10_000_001, has_final=True))",
 }
 
 
 @pytest.mark.parametrize("what", FORGED)
 def test_forged_frames_end_the_process_and_not_the_host(start, what):
-    repl = start("kept", cell_timeout_s=0.3, interrupt_grace_s=0.5)
+    repl = start("kept", cell_timeout_s=0.3, interrupt_grace_s=0.5, max_prompt_chars=1_000)
     repl.run(FRAMES)
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     began = time.monotonic()
-    with pytest.raises(ReplDiedError):
+    with pytest.raises(ReplDiedError) as died:
         [repl.run(code) for code in (FORGED[what], "1")]
+    assert len(str(died.value)) < 500
     assert time.monotonic() - began < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before_mib < 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before_mib < 40
     assert repl.run("context").value == "'kept'"
 
 
@@ -109,7 +134,7 @@ def test_a_flood_of_forged_frames_costs_no_memory(start):
     repl.run(FRAMES)
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with pytest.raises(ReplDiedError):
-        repl.run("flood = frame(op='loaded', description='x' * 100_000) * 10\nwhile True: forge(flood)")
+        repl.run("flood = frame(op='loaded', description='x' * 60_000) * 10\nwhile True: forge(flood)")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before_mib < 100
 
 
@@ -129,11 +154,7 @@ def test_a_flood_of_calls_is_held_back_until_they_are_answered(start):
     repl.run(FRAMES)
 
     async def flood():
-        running = asyncio.create_task(
-            repl.session.run(
-                "for n in range(10_000): forge(frame(op='call', kind='llm', id=-1, items=['x'], model=None))"
-            )
-        )
+        running = asyncio.create_task(repl.session.run("for n in range(10_000): forge(call(b'x', id=1_000_000))"))
         last = -1
         while most != last:  # until no more come in
             last = most
@@ -148,7 +169,8 @@ def test_a_flood_of_calls_is_held_back_until_they_are_answered(start):
 def test_a_forged_result_is_of_no_use_for_the_next_cell(start):
     repl = start()
     repl.run(FRAMES)
-    assert repl.run("forge(done(2, final=dict(text='lie')))\ntime.sleep(0.1)").final.text == "lie"
+    lie = "forge(done(b'', b'', b'', b'', b'lie', has_final=True))\ntime.sleep(0.1)"
+    assert repl.run(lie).final.text == "lie"
     with pytest.raises(ReplDiedError, match="no such result is possible"):
         repl.run("'honest'")
     assert repl.run("'honest'").value == "'honest'"
@@ -209,7 +231,17 @@ def test_limits_reach_the_process(start):
     assert int(repl.run("resource.getrlimit(resource.RLIMIT_NPROC)[0]").value) >= 77
 
 
-def test_the_host_takes_what_the_driver_may_send():
-    from sandbox_image.channel import MAX_FRAME_BYTES as MAX_SENT_BYTES
+def test_the_host_takes_what_the_driver_may_send(start):
+    sizes = []
 
-    assert MAX_SENT_BYTES < MAX_FRAME_BYTES
+    async def answer(call):
+        sizes.append(sum(len(item.context) for item in call.items))
+        return [{"text": ""} for _ in call.items]
+
+    repl = start(answer=answer)
+    assert repl.run("rlm_query('q', 'x' * (255 << 20))").error is None
+    assert repl.run("rlm_query('q', chr(0x20AC) * (80 << 20))").error is None
+    assert "may carry 256 MB; this one has 300 MB" in repl.run("rlm_query('q', chr(0x20AC) * (100 << 20))").error
+    assert repl.run("rlm_query_batched(['q'] * 1000)").error is None
+    assert "may carry 256 MB; this one has 400 MB" in repl.run("rlm_query('q', chr(0x1F600) * (100 << 20))").error
+    assert sizes == [255 << 20, 80 << 20, 4_000]

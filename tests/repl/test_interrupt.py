@@ -24,7 +24,7 @@ CELLS = {
     "a repr": "class A:\n    def __repr__(self):\n        while True: pass\nA()",
     "a str of an exception": "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E",
     "a stdout of its own": "import sys\nclass S:\n    def flush(self):\n        while True: pass\nsys.stdout = S()",
-    "an iterator in our own code": "def prompts():\n    while True: yield 'x'\nparallel_llm_query(prompts())",
+    "an iterator in our own code": "def prompts():\n    yield 'x'\n    while True: pass\nparallel_llm_query(prompts())",
     "blocked signals": "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\nwhile True: pass",
     "a stolen signal": "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)",
     "a stolen timer": "import signal\nsignal.alarm(0)",

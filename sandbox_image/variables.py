@@ -1,0 +1,96 @@
+"""What is told of the variables that cells make: in a word what each is, and a short look at plain ones."""
+
+from __future__ import annotations
+
+import opcode
+import reprlib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+
+from sandbox_image.report import cap
+
+NAMES_SHOWN = 200
+NEW_NAMES = 20
+NEW_NAME_CHARS = 100
+PREVIEW_CHARS = 80
+PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, type(None))
+SIZED = (bytes, list, tuple, dict, set, frozenset)
+LENGTHS = frozenset(kind.__len__ for kind in SIZED)  # a subclass may have its own, which is not to be called
+STORES = frozenset({opcode.opmap["STORE_NAME"], opcode.opmap["STORE_GLOBAL"]})
+STORE_GLOBAL = opcode.opmap["STORE_GLOBAL"]
+
+
+class Lines(str):
+    """A text whose repr is the text, so that the last expression of a cell shows its lines."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def show_vars(names: Mapping[str, object]) -> Lines:
+    """The variables, a line each."""
+    lines = []
+    for name in sorted(names)[:NAMES_SHOWN]:
+        value, look = names[name], preview(names[name])
+        lines.append(f"{cap(name, PREVIEW_CHARS)}: {what_it_is(value)}{look and f'  {look}'}")
+    if len(names) > NAMES_SHOWN:
+        lines.append(f"... and {len(names) - NAMES_SHOWN:,} more")
+    return Lines("\n".join(lines) or "no variables yet")
+
+
+def new_names(stored: Iterable[str], names: Mapping[str, object]) -> list[str]:
+    """Those of the names that hold a variable, with what each is; modules are left out."""
+    found: list[str] = []
+    for name in dict.fromkeys(stored):
+        if name in names and not issubclass(type(names[name]), types.ModuleType):
+            if len(found) == NEW_NAMES:
+                break
+            found.append(f"{name}: {what_it_is(names[name])}"[:NEW_NAME_CHARS])
+    return found
+
+
+def stored_names(code: types.CodeType, *, inside: bool = False) -> Iterator[str]:
+    """The names of the module that a cell's code binds, in order; in its functions, those that are `global`."""
+    argument = 0
+    for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        argument = argument << 8 | low
+        if operation in STORES and (operation == STORE_GLOBAL or not inside):
+            yield code.co_names[argument]
+        if operation != opcode.EXTENDED_ARG:
+            argument = 0
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from stored_names(constant, inside=True)
+
+
+def what_it_is(value: object) -> str:
+    """The value's type, with its size where it has one. Runs no code of the value but a library's `shape`."""
+    kind = type(value)
+    try:
+        if kind is str:
+            return f"str of {len(value):,} characters"  # type: ignore[arg-type]
+        if issubclass(kind, SIZED) and kind.__len__ in LENGTHS:
+            return f"{kind.__name__} of {len(value):,}"  # type: ignore[arg-type]
+        if kind.__module__.partition(".")[0] in ("numpy", "pandas"):
+            shape = getattr(value, "shape", ())
+            return f"{kind.__name__} of {' x '.join(map(str, shape))}" if shape else kind.__name__
+        return f"{kind.__name__}"
+    except Exception:  # noqa: BLE001  # a class of a cell may have any name, module or metaclass
+        return "object"
+
+
+def preview(value: object) -> str:
+    """The start of the repr of a plain value; nothing of others, whose repr may do anything."""
+    if type(value) not in PLAIN:
+        return ""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = PREVIEW_CHARS // 2
+    short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdict = 4
+    short.maxlevel = 2
+    try:
+        text = short.repr(value)
+    except ValueError:  # an int of too many digits
+        return ""
+    return text if len(text) <= PREVIEW_CHARS else f"{text[: PREVIEW_CHARS - 3]}..."

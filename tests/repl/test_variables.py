@@ -1,0 +1,88 @@
+"""The variables: what cells have made, what they are given, and how both are told."""
+
+import pytest
+
+BUILTINS = ["context", "llm_query", "parallel_llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"]
+BUILTINS += ["FINAL", "FINAL_VAR", "SHOW_VARS", "budget", "SubLLMError", "BudgetError"]
+
+
+def test_overwritten_builtins_are_restored(repl):
+    repl.run("; ".join(f"{name} = 'mine'" for name in BUILTINS))
+    repl.run("del answer")
+    result = repl.run(f"[name for name in {BUILTINS} if globals()[name] == 'mine'], answer")
+    assert result.value == "([], {'content': '', 'ready': False})"
+
+
+def test_show_vars_tells_names_types_sizes_and_a_look(repl):
+    assert repl.run("print(SHOW_VARS())").stdout == "no variables yet\n"
+    repl.run("text = 'x' * 1234\nn = 5\nrows = [{'k': i} for i in range(120)]\ndef f(): ...\nimport re\n[1]")
+    lines = """\
+f: function
+n: int  5
+re: module
+rows: list of 120  [{'k': 0}, {'k': 1}, {'k': 2}, {'k': 3}, ...]
+text: str of 1,234 characters  'xxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxx'"""
+    assert repl.run("print(SHOW_VARS())").stdout == f"{lines}\n"
+    assert repl.run("SHOW_VARS()").value == lines
+
+
+def test_show_vars_is_bounded_and_runs_no_code_of_what_it_shows(repl):
+    repl.run("""
+        class Odd:
+            def __repr__(self): raise RuntimeError
+            def __len__(self): raise RuntimeError
+        class OddList(list):
+            def __len__(self): raise RuntimeError
+        class Meta(type):
+            @property
+            def __name__(cls): raise RuntimeError
+            @property
+            def __module__(cls): raise RuntimeError
+        class Nameless(metaclass=Meta): ...
+        a, b, c, d, e = Odd(), OddList(), Nameless(), 10 ** 5000, [Odd()]
+    """)
+    told = repl.run("print(SHOW_VARS())").stdout.splitlines()
+    assert [line.split("  ")[0] for line in told if line[0] in "abcde"] == [
+        *("a: Odd", "b: OddList", "c: object", "d: int", "e: list of 1"),
+    ]
+    repl.run("for i in range(5000): globals()[f'v{i}'] = [f'{i}' * 1000] * 50")
+    repl.run("globals()[5] = 'a name that is none'")
+    told = repl.run("SHOW_VARS()").value
+    assert told.endswith("\n... and 4,810 more")
+    assert len(told) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("rows = [1] * 120\ntext = 'ab'", ["rows: list of 120", "text: str of 2 characters"]),
+        ("n = 1\nn = 2.5", ["n: float"]),
+        ("for i in range(3): total = i", ["i: int", "total: int"]),
+        ("def f(): pass\nclass C: inner = 1", ["f: function", "C: type"]),
+        ("def f():\n    global made\n    made = {}\nf()", ["f: function", "made: dict of 0"]),
+        ("globals()['made'] = {1, 2}", ["made: set of 2"]),
+        ("import re, os.path as path", []),
+        ("old", []),
+        ("old.append(1)", []),
+        ("old = old", ["old: list of 3"]),
+        ("gone = 1\ndel gone", []),
+        ("[x for x in range(3)]\ncontext = 5\nanswer['content'] = 'x'", []),
+        ("answer = 'mine'", ["answer: str of 4 characters"]),
+        ("kept = 1\n1 / 0\nnever = 2", ["kept: int"]),
+        ("if False: never = 1", []),
+        ("v" * 200 + " = 1", ["v" * 100]),
+        ("\n".join(f"v{i} = {i}" for i in range(300)), [f"v{i}: int" for i in range(20)]),
+        ("from collections import Counter\nc = Counter('abc')", ["Counter: type", "c: Counter of 3"]),
+    ],
+)
+def test_the_variables_that_a_cell_made_are_told(repl, code, told):
+    repl.run("old = [0]; old += [1, 2]")
+    assert repl.run(code).new_names == told
+
+
+def test_changes_inside_the_context_stay_and_a_rebound_one_comes_back(start):
+    repl = start({"a": 1})
+    repl.run("context['b'] = 2")
+    assert repl.run("context").value == "{'a': 1, 'b': 2}"
+    repl.run("context = 5")
+    assert repl.run("context").value == "{'a': 1, 'b': 2}"
