@@ -78,6 +78,65 @@ def test_threads_of_an_older_cell_may_wait_too(start):
     assert repl.run("[pool.submit(llm_query, 'a').result() for _ in range(2)]").value == "['x', 'x']"
 
 
+KEEPS_ASKING = """
+    import threading, time
+    def ask_for_ever():
+        while True: llm_query("x")
+    def start_asking():
+        for _ in range(3): threading.Thread(target=ask_for_ever, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        ("start_asking()", "while True: pass"),
+        ("start_asking()", "time.sleep(60)"),
+        ("start_asking()", "threading.Event().wait()"),
+        ("", "start_asking()\nwhile True: pass"),
+    ],
+    ids=[
+        "an older thread, a loop",
+        "an older thread, a sleep",
+        "an older thread, a wait",
+        "a thread of its own, a loop",
+    ],
+)
+def test_threads_that_keep_asking_hold_no_cell_past_its_limit(start, before, code):
+    repl = start(answer=slow, cell_timeout_s=0.3)
+    repl.run(KEEPS_ASKING)
+    repl.run(before)
+    began = time.monotonic()
+    assert repl.run(code).error.endswith("the cell ran longer than 0.3 s and was interrupted")
+    assert time.monotonic() - began < 5
+
+
+def test_a_cell_that_sleeps_while_its_threads_keep_asking_ends_at_the_limit_with_all_waits(start):
+    repl = start(answer=slow, cell_timeout_s=0.3, cell_max_s=1.0)
+    repl.run(KEEPS_ASKING)
+    error = repl.run("start_asking()\ntime.sleep(60)").error
+    assert error.endswith("the cell and its calls took longer than 1 s: it was interrupted")
+    assert repl.run("1").value == "1"
+
+
+def test_an_answer_that_never_comes_ends_at_the_limit_with_all_waits(start):
+    async def answer(call):
+        await asyncio.Event().wait()
+
+    repl = start("kept", answer=answer, cell_timeout_s=0.2, cell_max_s=0.4, interrupt_grace_s=0.3)
+    with pytest.raises(ReplDiedError, match=r"the cell ignored the interrupt after 0\.4 s"):
+        repl.run("llm_query('x')")
+    assert repl.run("context").value == "'kept'"
+
+
+def test_a_cell_in_c_code_is_killed_though_an_older_thread_keeps_asking(start):
+    repl = start(answer=slow, cell_timeout_s=0.2, interrupt_grace_s=0.3)
+    repl.run(KEEPS_ASKING)
+    repl.run("start_asking()")
+    with pytest.raises(ReplDiedError, match=r"ignored the interrupt after 0\.2 s"):
+        repl.run("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2 ** 31 - 1)")  # threads go on meanwhile
+
+
 def test_time_between_waits_counts(start):
     async def answer(call):
         await asyncio.sleep(0.001)
