@@ -6,15 +6,10 @@ import codecs
 import ctypes
 import json
 import os
-import reprlib
 from collections.abc import Iterator
 from typing import Any
 
-from sandbox_image.report import cap
-
 LOAD_CHUNK_BYTES = 4 << 20
-NAMES_TOLD = 20
-DESCRIPTION_CHARS = 4_000
 
 
 def read_text(path: str) -> str:
@@ -74,22 +69,23 @@ def widest_character(text: str) -> int:
     return 0xFF
 
 
-def load_context(kind: str, files: list[list[str]]) -> Any:  # noqa: ANN401  # any JSON value
-    """The context variable: a text, a JSON value, or a dict of name to text.
+def load_context(kind: str, files: list[list[str]]) -> tuple[Any, int | None]:
+    """The context variable (a text, a JSON value, or a dict of name to text), and the length of JSON read for it.
 
     Raises: ValueError when a file is not the JSON it should be; OSError when it cannot be read.
     """
     if kind == "files":
-        return {name: read_text(path) for name, path in files}
+        return {name: read_text(path) for name, path in files}, None
     ((name, path),) = files
     text = read_text(path)
     if kind == "text":
-        return text
+        return text, None
     text = text.removeprefix("\N{BYTE ORDER MARK}")
     if kind == "json":
-        return parse_json(text, f"{name} is not valid JSON")
+        return parse_json(text, f"{name} is not valid JSON"), len(text)
     lines = enumerate(text.split("\n"), start=1)
-    return [parse_json(line, f"{name} is not valid JSONL in line {number}") for number, line in lines if line.strip()]
+    complaint = f"{name} is not valid JSONL in line"
+    return [parse_json(line, f"{complaint} {number}") for number, line in lines if line.strip()], len(text)
 
 
 def parse_json(text: str, complaint: str) -> Any:  # noqa: ANN401  # any JSON value
@@ -101,30 +97,3 @@ def parse_json(text: str, complaint: str) -> Any:  # noqa: ANN401  # any JSON va
         return json.loads(text)
     except ValueError as exc:
         raise ValueError(f"{complaint}: {exc}") from exc
-
-
-def describe(value: object) -> str:
-    """The kind and size of the context in a few words, for the root LM."""
-    return cap(_describe(value), DESCRIPTION_CHARS)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, str):
-        lines = value.count("\n") + (value[-1:] not in ("", "\n"))
-        return f"a str of {len(value):,} characters in {lines:,} lines"
-    if isinstance(value, dict) and value and all(isinstance(item, str) for item in value.values()):
-        sizes = [f"{name!r}: {len(text):,}" for name, text in list(value.items())[:NAMES_TOLD]]
-        more = f", and {len(value) - NAMES_TOLD:,} more" if len(value) > NAMES_TOLD else ""
-        total = sum(map(len, value.values()))
-        return (
-            f"a dict of {len(value):,} names to str, {total:,} characters in all (characters of each: "
-            f"{', '.join(sizes)}{more})"
-        )
-    if isinstance(value, dict):
-        return f"a dict of {len(value):,} items, with the keys {reprlib.repr(list(value)[:NAMES_TOLD])}"
-    if isinstance(value, list):
-        kinds = sorted({type(item).__name__ for item in value})
-        total = sum(len(item) for item in value if isinstance(item, str))
-        size = f", {total:,} characters in all" if kinds == ["str"] else ""
-        return f"a list of {len(value):,} items ({', '.join(kinds) or 'empty'}){size}"
-    return f"{type(value).__name__}: {value!r}"

@@ -42,7 +42,8 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # 
 from sandbox_image.calls import Calls, public, what_a_cell_may_ask
 from sandbox_image.channel import Channel
 from sandbox_image.clock import CELL_NAME, CellClock
-from sandbox_image.context import describe, load_context
+from sandbox_image.context import load_context
+from sandbox_image.describe import describe
 from sandbox_image.finals import Final, Finished, as_final, read_final
 from sandbox_image.output import Output
 from sandbox_image.report import cap, format_error, show
@@ -87,12 +88,13 @@ class Repl:
     def load(self, kind: str, files: list[list[str]]) -> None:
         """Read the context; the host hears what it is."""
         try:
-            context = load_context(kind, files)
+            context, json_chars = load_context(kind, files)
+            description = describe(context, json_chars)
         except (OSError, ValueError, SystemError, RecursionError, MemoryError) as exc:
             self._channel.send("load_failed", message=cap(str(exc) or type(exc).__name__, MAX_MESSAGE_CHARS))
             return
         self._given["context"] = context
-        self._channel.send("loaded", description=describe(context))
+        self._channel.send("loaded", description=description)
 
     # The ways to answer.
 

@@ -126,7 +126,7 @@ class ReplSession:
         self._failure: Exception | None = None  # of the answering, while no cell ran
         self._reply: asyncio.Future[frames.Frame] | None = None
         self._cells = 0
-        self.context_description = ""
+        self.context_description = ""  # in lines, of which the first is a summary
 
     async def __aenter__(self) -> Self:
         """Start the REPL and load the context.
