@@ -249,7 +249,7 @@ def results(outcomes: list[Outcome], *, keep_errors: bool = False) -> list[Any]:
     errors: list[SubLLMError] = []
     for place, outcome in enumerate(outcomes):
         if "error" in outcome:
-            errors.append(error_of(outcome, place, len(outcomes)))
+            errors.append(error_of(outcome, place))
             found.append(errors[-1])
         else:
             found.append(outcome["text"] + (CUT_MARK if outcome.get("cut") else ""))
@@ -257,17 +257,17 @@ def results(outcomes: list[Outcome], *, keep_errors: bool = False) -> list[Any]:
         return found
     error = errors[0]
     error.answers = [None if isinstance(item, SubLLMError) else item for item in found]
-    if len(outcomes) > 1:
+    if len({outcome.get("error") for outcome in outcomes}) > 1:
         others = "the others' answers are e.answers, after `except SubLLMError as e`"
         others = others if len(errors) < len(outcomes) else "none was answered"
-        error.args = (f"{error} [{len(errors)} of {len(outcomes)} prompts failed; {others}]",)
+        failed = f"{len(errors)} of {len(outcomes)} prompts failed, the first at index {error.index}"
+        error.args = (f"{error} [{failed}; {others}]",)
     raise error
 
 
-def error_of(outcome: Outcome, place: int, count: int) -> SubLLMError:
-    """The exception that tells of one failed prompt: which one it was, and how often it was tried."""
-    index, attempts = outcome.get("index", place), outcome.get("attempts", 0)
-    where = f"the prompt at index {index}: " if count > 1 else ""
+def error_of(outcome: Outcome, place: int) -> SubLLMError:
+    """The exception that tells of one failed prompt, and how often it was tried."""
+    attempts = outcome.get("attempts", 0)
     tried = f" (tried {attempts} times)" if attempts > 1 else ""
     kind = BudgetError if outcome.get("budget") else SubLLMError
-    return kind(f"{where}{outcome['error']}{tried}", index, attempts)
+    return kind(f"{outcome['error']}{tried}", outcome.get("index", place), attempts)

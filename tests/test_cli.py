@@ -123,7 +123,7 @@ class TestAsk:
         (tmp_path / "b.json").write_text("[1]")
         _, env = provider(cell("FINAL(sorted((name[-5:], type(v).__name__) for name, v in context.items()))"))
         done = rlm("ask", "Q?", "--context", text, "--context", tmp_path / "b.json", env=env)
-        assert done.stdout == "[('.json', 'str'), ('e.txt', 'str')]\n"
+        assert done.stdout == '[[".json", "str"], ["e.txt", "str"]]\n'
 
     def test_an_answer_cut_short_by_a_limit_exits_0_and_says_so(self, provider, text):
         _, env = provider(cell("print(1)"), "FINAL(early)")

@@ -43,7 +43,7 @@ class TestSubCalls:
             "with ThreadPoolExecutor(8) as threads: found = list(threads.map(llm_query, 'abcdefgh'))\nFINAL(found)"
         )
         ran = run_script(cell(code), sub_replies=echo, latency_s=0.3)
-        assert ran.result.answer == str(list("ABCDEFGH"))
+        assert ran.result.answer == json.dumps(list("ABCDEFGH"))
         assert ran.stats.peak_in_flight == 8
 
     def test_a_prompt_that_fails_for_good_raises_sub_llm_error_with_the_providers_words(self):
@@ -58,7 +58,7 @@ class TestSubCalls:
             "FINAL([f if isinstance(f, str) else type(f).__name__ for f in found])"
         )
         ran = run_script(cell(code), sub_replies=echo, faults=(Fault(match="bad", status=400),))
-        assert ran.result.answer == "['GOOD', 'SubLLMError', 'FINE']"
+        assert ran.result.answer == '["GOOD", "SubLLMError", "FINE"]'
 
     def test_an_uncaught_sub_llm_error_is_data_for_the_root_lm_and_the_run_goes_on(self):
         ran = run_script(cell("llm_query('b' + 'ad')"), "FINAL(went on)", faults=(Fault(match="bad", status=400),))
@@ -72,7 +72,7 @@ class TestSubCalls:
 
     def test_odd_characters_reach_the_sub_llm_and_come_back(self):
         code = "FINAL(llm_query('\\x00 \\ud800 \\u2028 \\U0001f600 é') == '\\x00 \\ufffd \\u2028 \\U0001f600 é')"
-        assert run_script(cell(code), sub_replies=lambda prompt: prompt).result.answer == "True"
+        assert run_script(cell(code), sub_replies=lambda prompt: prompt).result.answer == "true"
 
     def test_retries_are_told_and_nothing_is_asked_twice_for_an_answer(self):
         retry = Fault(match="p", status=500, headers={"retry-after-ms": "1"})
@@ -105,7 +105,7 @@ class TestKeys:
             "seen = subprocess.run('cat /proc/*/environ', shell=True, capture_output=True, errors='replace').stdout\n"
             "FINAL('test-key' in seen + str(dict(os.environ)))"
         )
-        assert run_script(cell(code)).result.answer == "False"
+        assert run_script(cell(code)).result.answer == "false"
 
 
 class TestChildRuns:
@@ -209,7 +209,7 @@ class TestTheApi:
                     return results, len(worker_pids())
 
             results, workers = asyncio.run(run())
-        assert [result.answer for result in results] == [f"['A', 'C{i}']" for i in range(4)]
+        assert [result.answer for result in results] == [f'["A", "C{i}"]' for i in range(4)]
         assert workers == 1
         assert len({result.run_id for result in results}) == 4
 

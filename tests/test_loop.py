@@ -27,7 +27,7 @@ class TestAnswers:
             ("x = 'forty-two'\nFINAL_VAR(x)", "forty-two"),
             ("answer['content'] = 42\nanswer['ready'] = True", "42"),
             ("answer = {'content': '', 'ready': True}", ""),
-            ("FINAL({'a': 1})", "{'a': 1}"),
+            ("FINAL({'a': 1})", '{"a": 1}'),
         ],
     )
     def test_a_final_in_a_cell_ends_the_run(self, code, answer):
@@ -146,7 +146,7 @@ class TestLimits:
 
     def test_a_budget_can_be_asked_for_in_a_cell(self):
         ran = run_script(cell("FINAL(budget())"), config=config(limits=Limits(max_calls=7)))
-        assert ran.result.answer == "{'calls': 7, 'tokens': None, 'usd': None, 'seconds': None}"
+        assert ran.result.answer == '{"calls": 7, "tokens": null, "usd": null, "seconds": null}'
 
 
 class TestFailures:

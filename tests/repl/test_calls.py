@@ -120,8 +120,8 @@ def test_a_batch_with_failures_names_them_and_carries_the_answers_of_the_others(
     repl = start(answer=fail_some)
     error = repl.run("parallel_llm_query(['a', 'bad 1', 'b', 'bad 2'])").error
     assert error.endswith(
-        "\nSubLLMError: the prompt at index 1: no bad 1 (tried 4 times) [2 of 4 prompts failed; the others' answers "
-        "are e.answers, after `except SubLLMError as e`]"
+        "\nSubLLMError: no bad 1 (tried 4 times) [2 of 4 prompts failed, the first at index 1; the others' answers are "
+        "e.answers, after `except SubLLMError as e`]"
     )
     result = repl.run("""
         try:
@@ -130,7 +130,16 @@ def test_a_batch_with_failures_names_them_and_carries_the_answers_of_the_others(
             print(e.index, e.attempts, e.answers)
     """)
     assert result.stdout == "1 4 ['a', None, 'b', None]\n"
-    assert "[2 of 2 prompts failed; none was answered]" in repl.run("parallel_llm_query(['bad'] * 2)").error
+    error = repl.run("parallel_llm_query(['bad 1', 'bad 2'])").error
+    assert "no bad 1 (tried 4 times) [2 of 2 prompts failed, the first at index 0; none was answered]" in error
+
+
+def test_a_batch_that_was_refused_as_a_whole_says_why_once(start):
+    async def answer(call):
+        return [{"error": "2 calls asked for, 1 is left", "budget": True}] * len(call.items)
+
+    error = start(answer=answer).run("parallel_llm_query(['a', 'b'])").error
+    assert error.endswith("\nBudgetError: 2 calls asked for, 1 is left")
 
 
 def test_a_batch_of_child_runs_with_failures_carries_the_answers_of_the_others(start):
@@ -143,14 +152,14 @@ def test_a_batch_of_child_runs_with_failures_carries_the_answers_of_the_others(s
         except SubLLMError as e:
             print(e, e.answers)
     """)
-    assert result.stdout.startswith("the prompt at index 0: no answer [1 of 2 prompts failed; the others' answers are")
+    assert result.stdout.startswith("no answer [1 of 2 prompts failed, the first at index 0; the others' answers are")
     assert result.stdout.endswith("[None, 'found']\n")
 
 
 def test_return_exceptions_keeps_the_others(start):
     repl = start(answer=fail_some)
     result = repl.run("found = parallel_llm_query(['a', 'bad', 'b'], return_exceptions=True)\nfound")
-    assert result.value == "['a', SubLLMError('the prompt at index 1: no bad (tried 4 times)'), 'b']"
+    assert result.value == "['a', SubLLMError('no bad (tried 4 times)'), 'b']"
     assert repl.run("found[1].index, found[1].attempts").value == "(1, 4)"
 
 
@@ -161,9 +170,9 @@ def test_an_error_of_a_sub_llm_can_be_pickled(start):
             parallel_llm_query(['a', 'bad'])
         except SubLLMError as e:
             copy = pickle.loads(pickle.dumps(e))
-        type(copy) is SubLLMError, copy.index, copy.attempts, copy.answers, str(copy)[:20]
+        type(copy) is SubLLMError, copy.index, copy.attempts, copy.answers, str(copy)[:6]
     """)
-    assert result.value == "(True, 1, 4, ['a', None], 'the prompt at index ')"
+    assert result.value == "(True, 1, 4, ['a', None], 'no bad')"
 
 
 def test_an_answer_that_was_cut_is_marked_at_its_end(start):
