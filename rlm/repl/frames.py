@@ -7,8 +7,10 @@ parsed, whose parts may take many times the memory of its bytes. The driver's do
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -25,9 +27,9 @@ MAX_CALL_BYTES = 260 * MIB  # as Python holds it; the driver sends no more than 
 MAX_ANSWER_CHARS = 10_000_000  # the driver refuses a longer one
 MAX_UTF8_BYTES = 4  # of a character
 MAX_REASON_CHARS = 200
-STR_BYTES = 64  # what an empty one takes, about
-CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
-NARROW_BYTES = bytes(range(0xF0))  # those of characters up to U+FFFF
+TOO_LARGE = "not a frame: its texts are larger than they may be"
+PIECE_BYTES = 1 << 20
+STR_BYTES = 80  # a little more than an empty one takes
 TEXTS_OF_A_CHILD = 3  # prompt, context, kind of context
 TEXTS_OF_OUTPUT, FINAL_TEXT = 5, 4
 
@@ -221,26 +223,39 @@ def _check_sizes(head: _Head, sizes: tuple[int, ...], bounds: Bounds) -> None:
 
 async def _read_texts(reader: asyncio.StreamReader, sizes: tuple[int, ...]) -> list[str]:
     texts: list[str] = []
-    held_bytes = 0
+    room_bytes = MAX_CALL_BYTES
     for size in sizes:
-        data = await reader.readexactly(size)
-        held_bytes += size_as_str(data)
-        if held_bytes > MAX_CALL_BYTES:
-            raise ValueError("not a frame: its texts are larger than they may be")
         try:
-            texts.append(str(data, "utf-8"))
+            if size <= PIECE_BYTES:
+                texts.append(str(await reader.readexactly(size), "utf-8"))
+            else:
+                texts.append(await _read_large_text(reader, size, room_bytes))
         except UnicodeDecodeError as exc:
             raise ValueError("not a frame: a text is not UTF-8") from exc
+        room_bytes -= sys.getsizeof(texts[-1])
+        if room_bytes < 0:
+            raise ValueError(TOO_LARGE)
     return texts
 
 
-def size_as_str(data: bytes) -> int:
-    """The bytes that UTF-8 takes as a str: 1, 2 or 4 for each character, as its widest one needs."""
-    if data.isascii():
-        return STR_BYTES + len(data)
-    characters = len(data.translate(None, CONTINUATION_BYTES))
-    width = 4 if data.translate(None, NARROW_BYTES) else 2
-    return STR_BYTES + width * characters
+async def _read_large_text(reader: asyncio.StreamReader, size: int, room_bytes: int) -> str:
+    """A text of `size` bytes of UTF-8, in pieces, so that no more than twice its memory is taken on the way."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    pieces: list[str] = []
+    characters, width = 0, 1
+    for start in range(0, size, PIECE_BYTES):
+        data = await reader.readexactly(min(PIECE_BYTES, size - start))
+        pieces.append(decoder.decode(data, start + len(data) == size))
+        characters += len(pieces[-1])
+        width = max(width, _width(pieces[-1]))
+        if characters * width > room_bytes:
+            raise ValueError(TOO_LARGE)
+    return "".join(pieces)
+
+
+def _width(piece: str) -> int:
+    """The bytes that Python takes for each character: 1, 2 or 4, as the widest one needs."""
+    return (sys.getsizeof(piece) - STR_BYTES) // max(len(piece), 1) + 1
 
 
 def _questions(texts: list[str]) -> list[ChildQuestion]:

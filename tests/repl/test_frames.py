@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import sys
 
 import pytest
 from hypothesis import given
@@ -145,12 +144,20 @@ def test_frames_may_be_split_at_any_point(records, data):
     assert read_all(nonce, *pieces) == records
 
 
-@given(text)
-def test_the_memory_of_a_text_is_known_before_it_is_decoded(what):
-    assert abs(frames.size_as_str(what.encode()) - sys.getsizeof(what)) <= 64 + len(what)
+@pytest.mark.parametrize("widest", ["x", "\x7f", "\xff", "\u0100", "\uffff", "\U0001f600"])
+def test_a_text_in_many_pieces_is_read_as_it_is_with_characters_torn_between_them(widest):
+    text = "x" + (widest * 1_000 + "é") * 2_000
+    call = frames.LLMCall("llm", 1, 1, [text, "short", ""], None)
+    assert read_all(bytes(16), data_of(bytes(16), call)) == [call]
 
 
-@pytest.mark.parametrize("widest", ["x", "\x7f", "\u0100", "\uffff", "\U0001f600"])
-def test_the_memory_of_a_large_text_is_known_before_it_is_decoded(widest):
-    what = "x" * 100_000 + widest
-    assert frames.size_as_str(what.encode()) == pytest.approx(sys.getsizeof(what), abs=64)
+@pytest.mark.parametrize(("widest", "most"), [("x", 260), ("\u0100", 130), ("\U0001f600", 65)])
+def test_a_text_that_would_take_more_memory_than_there_may_be_is_refused(widest, most):
+    for mib, fits in ((most - 1, True), (most + 1, False)):
+        text = widest + "x" * (mib << 20)
+        frame = data_of(bytes(16), frames.LLMCall("llm", 1, 1, [text], None))
+        if fits:
+            assert len(read_all(bytes(16), frame)[0].items[0]) == len(text)
+        else:
+            with pytest.raises(ValueError, match="not a frame"):
+                read_all(bytes(16), frame)
