@@ -9,7 +9,7 @@ of the number n of its texts, n times 4 bytes of their lengths, the head in JSON
 host → REPL   hello {limits, max_output_chars, max_prompt_chars}      load {kind, files}
               cell {number, code, timeout_s, max_s}                   final {number, text, timeout_s, max_s}
               answer {id, outcomes} or {id, failed}
-REPL → host   ready {pid}                loaded {description}         load_failed {message}
+REPL → host   ready {pid}                loaded {description, type, libraries}       load_failed {message}
               call {kind, id, cell, model} + prompts (of child runs: prompt, context, "text" or "json")
               done {number, has_error, has_final, is_json, late, new_names} + stdout, stderr, value, error, answer,
               and stdout and stderr of each cell in late
@@ -34,6 +34,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Container
+from importlib.machinery import PathFinder
 from typing import NoReturn, TextIO
 
 # Added, not put first, and only now: an Image holds this folder and nothing of the project besides.
@@ -51,6 +52,7 @@ from sandbox_image.variables import new_names, show_vars, stored_names
 
 MAX_MESSAGE_CHARS = 2_000
 BROKEN_STATUS = 70
+LIBRARIES = "numpy", "pandas", "scipy", "sklearn", "polars", "regex", "dateutil", "yaml", "bs4", "lxml"
 VALUE_NAME = "__value__"
 CO_COROUTINE = 0x80  # inspect's: its import would cost every start 10 ms
 
@@ -94,7 +96,8 @@ class Repl:
             self._channel.send("load_failed", message=cap(str(exc) or type(exc).__name__, MAX_MESSAGE_CHARS))
             return
         self._given["context"] = context
-        self._channel.send("loaded", description=description)
+        libraries = [name for name in LIBRARIES if PathFinder.find_spec(name)]
+        self._channel.send("loaded", description=description, type=type(context).__name__, libraries=libraries)
 
     # The ways to answer.
 

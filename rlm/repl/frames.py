@@ -46,10 +46,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The context is read. `description` tells its kind and size."""
+    """The context is read: a description of it, its Python type, and the libraries that cells can import."""
 
     op: Literal["loaded"]
     description: str
+    type: Annotated[str, Field(max_length=20)]
+    libraries: Annotated[list[Annotated[str, Field(max_length=20)]], Field(max_length=20)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,8 @@ class ReplSession:
         self._reply: asyncio.Future[frames.Frame] | None = None
         self._cells = 0
         self.context_description = ""  # in lines, of which the first is a summary
+        self.context_type = ""
+        self.libraries: list[str] = []  # that cells can import, besides the standard one
 
     async def __aenter__(self) -> Self:
         """Start the REPL and load the context.
@@ -209,7 +211,8 @@ class ReplSession:
         except BaseException:
             await self.close()
             raise
-        self.context_description = loaded.description
+        self.context_description, self.context_type = loaded.description, loaded.type
+        self.libraries = loaded.libraries
 
     async def _ask(self, kind: type[T], wait_s: float | None, op: str, /, **fields: object) -> T:
         """Send a frame and wait for the one that answers it."""

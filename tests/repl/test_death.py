@@ -95,7 +95,7 @@ FORGED = {
     "a longer prompt than there may be": "forge(call(b'x' * 5000))",
     "a text that is no UTF-8": "forge(call(b'\\xff\\xfe'))",
     "an answer to nothing": "forge(frame(op='ready', pid=1))",
-    "a description with texts": "forge(frame(b'x', op='loaded', description='x'))",
+    "a description with texts": "forge(frame(b'x', op='loaded', description='x', type='str', libraries=[]))",
     "another cell's result": "forge(done(number=7))",
     "too few texts": "forge(done(b'x'))",
     "a huge output": "forge(done(b'x' * 10_000_000, b'', b'', b'', b''))",
@@ -134,7 +134,10 @@ def test_a_flood_of_forged_frames_costs_no_memory(start):
     repl.run(FRAMES)
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with pytest.raises(ReplDiedError):
-        repl.run("flood = frame(op='loaded', description='x' * 60_000) * 10\nwhile True: forge(flood)")
+        repl.run("""
+            flood = frame(op='loaded', description='x' * 60_000, type='str', libraries=[]) * 10
+            while True: forge(flood)
+        """)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before_mib < 100
 
 

@@ -35,7 +35,7 @@ output = st.builds(
 question = st.builds(frames.ChildQuestion, prompt=text, context=text, is_json=st.booleans())
 frame = st.one_of(
     st.builds(frames.Ready, op=st.just("ready"), pid=number),
-    st.builds(frames.Loaded, op=st.just("loaded"), description=text),
+    st.builds(frames.Loaded, op=st.just("loaded"), description=text, type=st.just("str"), libraries=st.just(["numpy"])),
     st.builds(frames.LoadFailed, op=st.just("load_failed"), message=text),
     st.builds(frames.Done, number=number, output=output),
     st.builds(
@@ -63,8 +63,8 @@ def data_of(nonce, record):
     match record:
         case frames.Ready(pid=pid):
             return pack(nonce, "ready", [], {"pid": pid})
-        case frames.Loaded(description=told):
-            return pack(nonce, "loaded", [], {"description": told})
+        case frames.Loaded(description=told, type=kind, libraries=libraries):
+            return pack(nonce, "loaded", [], {"description": told, "type": kind, "libraries": libraries})
         case frames.LoadFailed(message=told):
             return pack(nonce, "load_failed", [], {"message": told})
         case frames.Done(number=done, output=out):
