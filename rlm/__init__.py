@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rlm.errors import RLMError
     from rlm.run import RunResult
 
+__version__ = "0.1.0"
+
 __all__ = ["RLM", "Limits", "Provider", "RLMError", "ReplLimits", "RunConfig", "RunResult"]
 
 _HOMES = {

@@ -1,23 +1,41 @@
-"""Answers what cells ask: sub-LLM calls through the pool, child runs, what is left of the budget."""
+"""Answers what cells ask: sub-LLM calls through the pool, child runs, what was spent and is left."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from rlm import events
-from rlm.budget import Budget
-from rlm.errors import LimitReachedError, RLMError, SubLLMError
+from rlm.budget import Budget, Reservation
+from rlm.config import RunConfig
+from rlm.errors import (
+    KeyRefusedError,
+    LimitReachedError,
+    PoolBrokenError,
+    ProviderError,
+    RLMError,
+    SubLLMError,
+    UnknownModelError,
+)
 from rlm.events import Emit
 from rlm.repl.frames import BudgetCall, Call, ChildQuestion, LLMCall, RLMCall
+from rlm.state import RunState
 from rlm.usage import TokenUsage
 from rlm.workers.base import Completion, Prompt
 from rlm.workers.pool import WorkerPool
 from rlm.workers.retry import Retry
 
-Outcome = dict[str, Any]  # {"text"}, or {"error"} and, when the budget forbade the call, {"budget": True}
-AskChild = Callable[[ChildQuestion], Awaitable[str]]
+MAX_WORDS_CHARS = 2_000  # of an error or a reason
+MAX_NAME_CHARS = 80
+
+# {"text"}, of a text that was cut {"cut": True} too; or {"error", "index", "attempts"} and, when the budget forbade
+# the call, {"budget": True}
+Outcome = dict[str, Any]
+AskChild = Callable[[ChildQuestion, int], Awaitable[str]]  # the question, and the number of the cell that asks
+
+# What no other call of the run would escape.
+HOPELESS = (KeyRefusedError, UnknownModelError, PoolBrokenError)
 
 
 class CallAnswerer:
@@ -29,118 +47,179 @@ class CallAnswerer:
 
     def __init__(
         self,
-        run_id: str,
+        state: RunState,
+        config: RunConfig,
         pool: WorkerPool,
         budget: Budget,
         emit: Emit,
         *,
-        models: Sequence[str],
         ask_child: AskChild | None,
     ) -> None:
-        self._run_id = run_id
+        self._state = state
+        self._models = [config.recursive_model, config.model]
+        self._max_prompt_chars = config.sub_llm_chars
         self._pool = pool
         self._budget = budget
         self._emit = emit
-        self._models = models
         self._ask_child = ask_child
         self._batches = 0
 
-    async def __call__(self, call: Call) -> list[Outcome] | list[dict[str, float | None]]:
+    async def __call__(self, call: Call) -> list[Outcome]:
         """One outcome for each item of the call.
 
         Raises: RLMError when the run cannot go on: the key is refused, workers keep dying.
         """
         match call:
             case BudgetCall():
-                return [self._budget.left()]
-            case LLMCall(items=texts, model=model):
-                return await self._ask_sub_llms(texts, model or self._models[0])
-            case RLMCall(items=questions) if self._ask_child is None:
-                return await self._ask_sub_llms([as_prompt(item) for item in questions], self._models[0])
-            case RLMCall(items=questions):
-                return await self._ask_children(questions, self._ask_child)
+                return [{**self._budget.account(), "replies": self._state.replies()}]
+            case LLMCall(items=texts, model=model, cell=cell):
+                return await self._ask_sub_llms(texts, model or self._models[0], cell)
+            case RLMCall(items=questions, cell=cell) if self._ask_child is None:
+                return await self._ask_sub_llms([as_prompt(item) for item in questions], self._models[0], cell)
+            case RLMCall(items=questions, cell=cell):
+                return await self._ask_children(questions, cell, self._ask_child)
 
-    async def _ask_sub_llms(self, texts: list[str], model: str) -> list[Outcome]:
+    async def _ask_sub_llms(self, texts: list[str], model: str, cell: int) -> list[Outcome]:
         if model not in self._models:
-            return [{"error": f"no model {model!r} here: use one of {', '.join(self._models)}"}] * len(texts)
+            asked = f"{model[:MAX_NAME_CHARS]!r}" + ("..." if len(model) > MAX_NAME_CHARS else "")
+            return refused(len(texts), f"no model {asked} here: use one of {', '.join(self._models)}")
+        if (longest := max(map(len, texts), default=0)) > self._max_prompt_chars:
+            return refused(len(texts), too_long(longest, self._max_prompt_chars))
         try:
-            self._budget.reserve(model, [len(text) for text in texts])
+            reserved = self._budget.reserve(model, [len(text) for text in texts])
         except LimitReachedError as exc:
-            return [{"error": f"{exc}; {len(texts)} call(s) asked for", "budget": True}] * len(texts)
+            return refused(len(texts), str(exc), budget=True)
         self._batches += 1
-        batch = self._batches
-        self._emit(events.SubCallsStarted(run_id=self._run_id, batch=batch, count=len(texts), model=model))
+        batch = Batch(self._batches, cell, texts, model, reserved)
+        with reserved:
+            try:
+                await self._ask_pool(batch)
+            finally:
+                self._emit(self._budget.spent_event(self._state.run_id))
+        return [batch.outcomes[index] for index in range(len(texts))]
+
+    async def _ask_pool(self, batch: Batch) -> None:
+        run_id, iteration = self._state.run_id, self._state.iteration_of(batch.cell)
+        self._emit(
+            events.SubCallsStarted(
+                run_id=run_id,
+                iteration=iteration,
+                cell=batch.cell,
+                batch=batch.number,
+                count=len(batch.texts),
+                model=batch.model,
+            )
+        )
 
         def on_retry(retry: Retry) -> None:
+            reason = retry.reason[:MAX_WORDS_CHARS]
             self._emit(
                 events.SubCallRetried(
-                    run_id=self._run_id, batch=batch, index=retry.index, reason=retry.reason, wait_s=retry.delay_s
+                    run_id=run_id, batch=batch.number, index=retry.index, reason=reason, wait_s=retry.delay_s
                 )
             )
 
-        outcomes: list[Outcome | None] = [None] * len(texts)
+        def on_result(result: Completion | SubLLMError) -> None:
+            usage = batch.settle(result)
+            outcome = batch.outcomes[result.index]
+            self._emit(
+                events.SubCallFinished(
+                    run_id=run_id,
+                    iteration=iteration,
+                    cell=batch.cell,
+                    batch=batch.number,
+                    index=result.index,
+                    prompt=batch.texts[result.index],
+                    text=outcome.get("text"),
+                    error=outcome.get("error"),
+                    usage=usage or TokenUsage(),
+                    attempts=result.attempts,
+                    in_flight=self._pool.stats().in_flight,
+                    cut=outcome.get("cut", False),
+                )
+            )
+
+        # Heard at the moment of the answer, so that one that has come is never lost to what ends the batch.
+        results = self._pool.map(
+            batch.prompts(), order_outputs=False, return_exceptions=True, on_retry=on_retry, on_result=on_result
+        )
         try:
-            async for result in self._pool.map(
-                [Prompt(text=text, model=model) for text in texts],
-                order_outputs=False,
-                return_exceptions=True,
-                on_retry=on_retry,
-            ):
-                outcomes[result.index] = self._settle(batch, texts[result.index], model, result)
-        finally:
-            for text, outcome in zip(texts, outcomes, strict=True):
-                if outcome is None:  # cut short: what was set aside is given back
-                    self._budget.settle(model, len(text), None)
-        self._emit_spent()
-        return [outcome for outcome in outcomes if outcome is not None]
+            async for _ in results:
+                pass
+        except ProviderError as exc:
+            if exc.usage is not None:
+                self._budget.spend(batch.model, exc.usage)
+            raise
 
-    def _settle(self, batch: int, prompt: str, model: str, result: Completion | SubLLMError) -> Outcome:
-        if isinstance(result, Completion):
-            text, error, usage = result.text, None, result.usage
-            self._budget.settle(model, len(prompt), usage)
-        else:
-            text, error, usage = None, str(result), TokenUsage()
-            self._budget.settle(model, len(prompt), None)
-        self._emit(
-            events.SubCallFinished(
-                run_id=self._run_id,
-                batch=batch,
-                index=result.index,
-                prompt=prompt,
-                text=text,
-                error=error,
-                usage=usage,
-                attempts=result.attempts,
-                in_flight=self._pool.stats().in_flight,
-            )
-        )
-        return {"text": text} if error is None else {"error": error}
-
-    def _emit_spent(self) -> None:
-        self._emit(
-            events.Spent(
-                run_id=self._run_id,
-                tokens=self._budget.total,
-                sub_calls=self._budget.sub_calls,
-                cost_usd=self._budget.cost_usd,
-            )
-        )
-
-    async def _ask_children(self, questions: list[ChildQuestion], ask: AskChild) -> list[Outcome]:
+    async def _ask_children(self, questions: list[ChildQuestion], cell: int, ask: AskChild) -> list[Outcome]:
+        if (longest := max((len(question.prompt) for question in questions), default=0)) > self._max_prompt_chars:
+            return refused(len(questions), too_long(longest, self._max_prompt_chars))
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(ask_one(question, ask)) for question in questions]
+                tasks = [
+                    group.create_task(ask_one(index, question, cell, ask)) for index, question in enumerate(questions)
+                ]
         except* RLMError as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
 
-async def ask_one(question: ChildQuestion, ask: AskChild) -> Outcome:
-    """The outcome of one child run: without an answer it failed, as a sub-LLM call fails."""
+class Batch:
+    """The sub-LLM calls that a cell asks for at once, and what has become of each."""
+
+    def __init__(self, number: int, cell: int, texts: Sequence[str], model: str, reserved: Reservation) -> None:
+        self.number = number
+        self.cell = cell
+        self.texts = texts
+        self.model = model
+        self.outcomes: dict[int, Outcome] = {}
+        self._reserved = reserved
+
+    def prompts(self) -> Iterator[Prompt]:
+        """The prompts for the pool, which takes them as it has room."""
+        for index, text in enumerate(self.texts):
+            self._reserved.begin(index)
+            yield Prompt(text=text, model=self.model)
+
+    def settle(self, result: Completion | SubLLMError) -> TokenUsage | None:
+        """Keep what a call came to, once: what it used, or None if it failed at no cost."""
+        if isinstance(result, Completion):
+            self._reserved.settle(result.index, result.usage)
+            self.outcomes[result.index] = {"text": result.text, **({"cut": True} if result.cut else {})}
+            return result.usage
+        self._reserved.settle(result.index, result.usage)
+        self.outcomes[result.index] = failure(result.index, str(result), attempts=result.attempts)
+        return result.usage
+
+
+async def ask_one(index: int, question: ChildQuestion, cell: int, ask: AskChild) -> Outcome:
+    """The outcome of one child run: what goes wrong with it is told in the cell, as of a sub-LLM call.
+
+    Raises: RLMError for what no other call would escape.
+    """
     try:
-        return {"text": await ask(question)}
-    except SubLLMError as exc:
-        return {"error": str(exc)}
+        return {"text": await ask(question, cell)}
+    except HOPELESS:
+        raise
+    except RLMError as exc:
+        outcome = failure(index, str(exc))
+        return {**outcome, "budget": True} if isinstance(exc, LimitReachedError) else outcome
+
+
+def failure(index: int, words: str, *, attempts: int = 1) -> Outcome:
+    """The outcome of a call that failed for good."""
+    return {"error": words[:MAX_WORDS_CHARS], "index": index, "attempts": attempts}
+
+
+def refused(count: int, words: str, *, budget: bool = False) -> list[Outcome]:
+    """The outcomes of a batch of which no call was made."""
+    more = {"budget": True} if budget else {}
+    return [{**failure(index, words, attempts=0), **more} for index in range(count)]
+
+
+def too_long(chars: int, most: int) -> str:
+    """Why a prompt is refused."""
+    return f"a prompt of {chars:,} characters is longer than the {most:,} that a sub-LLM takes"
 
 
 def as_prompt(question: ChildQuestion) -> str:

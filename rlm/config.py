@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from rlm.errors import InputError
 from sandbox_image.redact import fits_header
 
 REQUEST_TIMEOUT_S = 1_200.0  # a reasoning model may think for most of it
+
+MAX_ITERATIONS = 1_000
+MAX_POOL_SIZE = 64
+MAX_CHILDREN = 64
+MAX_DEPTH = 8
+MAX_OUTPUT_CHARS = 1_000_000
+MAX_SUB_LLM_CHARS = 20_000_000
+MAX_NUMBER = 10**15  # of anything
+
+
+def check_count(name: str, value: object, *, least: int = 0, most: int = MAX_NUMBER) -> None:
+    """Refuse what is no whole number from `least` to `most`.
+
+    Raises: InputError.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number: {value!r:.40}")
+    if value < least:
+        raise InputError(f"{name} must {'not be negative' if least == 0 else f'be {least} or more'}: {value}")
+    if value > most:
+        raise InputError(f"{name} must be {most:,} at the most: {value:,}")
+
+
+def check_amount(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Refuse what is no number of 0 or more.
+
+    Raises: InputError.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_NUMBER:
+        raise InputError(f"{name} must be a number: {value!r:.40}")
+    if value < 0:
+        raise InputError(f"{name} must not be negative: {value:g}")
+    if above_zero and value == 0:
+        raise InputError(f"{name} must be more than 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +63,15 @@ class Limits:
     """How deep child runs (rlm_query) may nest; at 0 they are plain sub-LLM calls."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is not None and value < 0:
-                raise InputError(f"{item.name} must not be negative: {value:g}")
+        for name, check in (
+            ("max_calls", check_count),
+            ("max_tokens", check_count),
+            ("max_usd", check_amount),
+            ("timeout_s", check_amount),
+        ):
+            if (value := getattr(self, name)) is not None:
+                check(name, value)
+        check_count("max_depth", self.max_depth, most=MAX_DEPTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +90,14 @@ class ReplLimits:
     processes: int = 512
     file_mib: int = 1_024
 
+    def __post_init__(self) -> None:
+        check_amount("cell_timeout_s", self.cell_timeout_s, above_zero=True)
+        check_amount("cell_max_s", self.cell_max_s, above_zero=True)
+        check_amount("interrupt_grace_s", self.interrupt_grace_s)
+        check_count("max_output_chars", self.max_output_chars, least=1, most=MAX_OUTPUT_CHARS)
+        for name in ("memory_mib", "processes", "file_mib"):
+            check_count(name, getattr(self, name), least=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
@@ -62,9 +108,11 @@ class RunConfig:
     recursive_model: str = "gpt-5-nano"
     """The sub-LLM, and the root LM of child runs."""
     max_iterations: int = 10
-    """Replies of the root LM before it is asked for its last word."""
+    """Replies of the root LM before the last request, which asks for the answer alone."""
     pool_size: int = 4
     """Workers at the most."""
+    max_children: int = 4
+    """Child runs (rlm_query) that go on at once, at each depth of the tree; more wait for their turn."""
     force_parallel: bool = False
     """Make the root LM chunk the context and use parallel_llm_query for every sub-call."""
     prompts: str = "default"
@@ -72,22 +120,19 @@ class RunConfig:
     request_timeout_s: float = REQUEST_TIMEOUT_S
     """Seconds that one request to a model may take, its whole answer included."""
     sub_llm_chars: int = 200_000
-    """Characters that a sub-LLM takes in one prompt, as told to the root LM."""
+    """Characters that a sub-LLM takes in one prompt; a longer one is refused in the cell."""
     limits: Limits = field(default_factory=Limits)
     repl: ReplLimits = field(default_factory=ReplLimits)
 
     def __post_init__(self) -> None:
-        for name in ("max_iterations", "pool_size", "sub_llm_chars"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"{name} must be 1 or more: {value}")
-        for name in ("cell_timeout_s", "max_output_chars"):
-            if (value := getattr(self.repl, name)) <= 0:
-                raise InputError(f"{name} must be more than 0: {value:g}")
-        for name in ("model", "recursive_model"):
+        check_count("max_iterations", self.max_iterations, least=1, most=MAX_ITERATIONS)
+        check_count("pool_size", self.pool_size, least=1, most=MAX_POOL_SIZE)
+        check_count("max_children", self.max_children, least=1, most=MAX_CHILDREN)
+        check_count("sub_llm_chars", self.sub_llm_chars, least=1, most=MAX_SUB_LLM_CHARS)
+        for name, kind in (("model", "model"), ("recursive_model", "model"), ("prompts", "set of prompts")):
             if not getattr(self, name).strip():
-                raise InputError(f"{name} must name a model")
-        if not 0 < self.request_timeout_s < math.inf:
-            raise InputError(f"request_timeout_s must be more than 0: {self.request_timeout_s:g}")
+                raise InputError(f"{name} must name a {kind}")
+        check_amount("request_timeout_s", self.request_timeout_s, above_zero=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

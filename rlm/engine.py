@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
+import asyncio
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import uvloop
 
 from rlm.budget import Budget
+from rlm.cleanup import forgiving, scratch_folder
 from rlm.config import Provider, RunConfig
 from rlm.context import context_from_value
 from rlm.errors import InputError
-from rlm.events import Emit, Event
+from rlm.events import Emit, Event, Notice
 from rlm.local.registry import MemoryRegistry
 from rlm.local.repl import LocalReplLauncher
 from rlm.local.workers import LocalLauncher
@@ -51,7 +51,28 @@ def local_backend(provider: Provider) -> Backend:
 
 
 def ignore(_: Event) -> None:
-    """Nobody listens."""
+    """Hear an event, and do nothing."""
+
+
+def unfailing(listener: Emit) -> Emit:
+    """The listener, but that no run fails of what it raises: its first error becomes a Notice."""
+    told = False
+
+    def emit(event: Event) -> None:
+        nonlocal told
+        try:
+            listener(event)
+        except Exception as exc:  # noqa: BLE001  # a listener is not ours, and no reason to lose an answer
+            if not told:
+                told = True
+                emit(Notice(run_id=event.run_id, text=f"a listener to events failed: {type(exc).__name__}: {exc}"))
+
+    return emit
+
+
+def tell_notice(emit: Emit, run_id: str, text: str) -> None:
+    """Tell the user something; `run_id` is "" where it is not of one run."""
+    emit(Notice(run_id=run_id, text=text))
 
 
 class RLM:
@@ -74,7 +95,7 @@ class RLM:
         self._provider = provider or Provider.from_environment()
         self._prices = load_prices(self._provider.base_url) if prices is None else prices
         self._backend = backend or local_backend(self._provider)
-        self._emit = on_event
+        self._emit = unfailing(on_event)
         timeout_s = self._config.request_timeout_s
         self._pool = WorkerPool(
             self._backend.worker_launcher,
@@ -93,17 +114,19 @@ class RLM:
                     )
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._pool)
+        notice = partial(tell_notice, self._emit, "")
+        await self._stack.enter_async_context(forgiving(self._pool, notice))
         for name in {self._config.model, self._config.recursive_model}:
-            self._roots[name] = await self._stack.enter_async_context(
-                OpenAIChatModel(self._provider, name, timeout_s=self._config.request_timeout_s)
-            )
+            root = OpenAIChatModel(self._provider, name, timeout_s=self._config.request_timeout_s)
+            self._roots[name] = await self._stack.enter_async_context(forgiving(root, notice))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(kind, exc, trace)  # the pool must know whether this is an end in order
+        for trouble in self._pool.trouble:
+            tell_notice(self._emit, "", trouble)
 
     async def run(self, question: str, context: object, *, run_id: str | None = None) -> RunResult:
         """Answer the question over the context: a str, a pathlib.Path (file or folder), or any JSON value.
@@ -116,19 +139,23 @@ class RLM:
         if not question.strip():
             raise InputError("the question is empty")
         started = time.monotonic()
+        config = self._config
         parts = Parts(
-            config=self._config,
+            config=config,
             pool=self._pool,
             roots=self._roots,
+            prices=self._prices,
             repl_launcher=self._backend.repl_launcher,
+            child_slots=[asyncio.Semaphore(config.max_children) for _ in range(config.limits.max_depth)],
             emit=self._emit,
             scripted=self._provider.scripted,
         )
-        with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
-            run = Run(parts, Budget(self._config.limits, self._prices), run_id or new_run_id())
-            ending = await run.answer(question, context_from_value(context, Path(folder)))
+        run = Run(parts, Budget(config.limits, self._prices), run_id or new_run_id())
+        with scratch_folder(run.notice) as folder:
+            ending = await run.answer(question, context_from_value(context, folder))
         return RunResult(
-            answer=ending.answer,
+            answer=None if ending.answer is None else ending.answer.text,
+            value=None if ending.answer is None else ending.answer.value,
             stopped_by=ending.stopped_by,
             iterations=ending.iterations,
             sub_calls=run.budget.sub_calls,

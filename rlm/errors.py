@@ -13,7 +13,7 @@
     ├── ReplDiedError           the REPL process ended; the loop goes on in a fresh one
     ├── ReplBrokenError         the REPL cannot be started, or speaks no protocol we know
     ├── PlatformError           Modal refused a request, or could not be reached: no token, no Secret, a limit
-    └── LimitReachedError       a limit of the run is used up: kind, used, limit
+    └── LimitReachedError       a limit of the run is used up, or too near: kind, used, limit, asked
 
 What a cell did wrong is not here: it is data for the root LM, in the cell's result. Errors of vendors are
 translated once, in the adapter that calls the vendor.
@@ -21,6 +21,8 @@ translated once, in the adapter that calls the vendor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,13 +108,32 @@ class PlatformError(RLMError):
 
 
 class LimitReachedError(RLMError):
-    """A limit of the run is used up.
+    """A limit of the run is used up, or leaves too little for what was asked.
 
-    `kind` is what `stopped_by` will say ("calls", "tokens", "usd", "time"); `used` and `limit` are in that unit.
+    `kind` is what `stopped_by` will say ("calls", "tokens", "usd", "time"); `used`, `limit` and `asked` (0: nothing
+    more was asked for) are in that unit.
     """
 
-    def __init__(self, kind: str, *, used: float, limit: float) -> None:
-        super().__init__(f"the run's limit of {limit:g} {kind} is used up ({used:g} used)")
+    def __init__(self, kind: str, *, used: float, limit: float, asked: float = 0) -> None:
+        super().__init__(_limit_message(kind, used, limit, asked))
         self.kind = kind
         self.used = used
         self.limit = limit
+        self.asked = asked
+
+    def __reduce__(self) -> tuple[Callable[[], LimitReachedError], tuple[()], dict[str, object]]:
+        """As it is made: `Exception` would be made again from its message."""
+        again = partial(LimitReachedError, self.kind, used=self.used, limit=self.limit, asked=self.asked)
+        return again, (), self.__dict__
+
+
+_AMOUNTS = {"usd": "${:,.4f}", "time": "{:,.4g} seconds", "calls": "{:,.0f} calls", "tokens": "{:,.0f} tokens"}
+
+
+def _limit_message(kind: str, used: float, limit: float, asked: float) -> str:
+    amount = _AMOUNTS.get(kind, f"{{:g}} {kind}")
+    whole = f"the run's limit of {amount.format(limit)}"
+    if not asked or used >= limit:
+        return f"{whole} is used up"
+    left = amount.format(max(0, limit - used)).removesuffix(f" {kind}")
+    return f"{amount.format(asked)} asked for, {left} left of {whole}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias, cast
 
@@ -13,40 +11,45 @@ from rlm.usage import TokenUsage
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 
-_LONE_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # our own JSON has no escape of one
+
+MAX_VALUE_DEPTH = 100  # of lists and dicts in each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A final answer as text; where it was another value than a str, as that value's JSON."""
+    """A final answer as text; where it was another value than a str, as that value's JSON.
+
+    It comes from where model-written code runs, so that `is_json` may be a lie.
+    """
 
     text: str
     is_json: bool = False
 
     @property
     def value(self) -> JsonValue:
-        """What was given: the text, or the value that it is the JSON of. JSON that is none stays text."""
-        return value_of(self.text) if self.is_json else self.text
+        """What was given: the text, or the value that it is the JSON of. Any text is its own value if it is none."""
+        if not self.is_json:
+            return self.text
+        try:
+            value = json.loads(self.text)
+            # What can be written again everywhere: no NaN, no half characters, nothing too deep for a recursion.
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            return self.text
+        return cast("JsonValue", value) if _depth_within(value, MAX_VALUE_DEPTH) else self.text
 
 
-def value_of(text: str) -> JsonValue:
-    """The value that JSON stands for, or the text where it is none: a cell may claim what it likes."""
-    if _LONE_SURROGATE.search(text):
-        return text
-    try:
-        return cast("JsonValue", json.loads(text, parse_constant=_refuse, parse_float=_finite))
-    except (ValueError, RecursionError):
-        return text
+def _depth_within(value: object, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [inner for item in level if isinstance(item, list | dict) for inner in _items(item)]
+        if not level:
+            return True
+    return False
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    if math.isinf(value := float(digits)):
-        raise ValueError("a number beyond all floats")
-    return value
+def _items(value: list[object] | dict[str, object]) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,38 +76,87 @@ class CellOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CellCost:
+    """What was spent while a cell ran: sub-LLM calls, tokens of all models, US dollars (None is unknown)."""
+
+    seconds: float
+    calls: int = 0
+    tokens: int = 0
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextFile:
+    """One file of a context."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """A run, or a child run (`depth` 1 and more), begins to ask; `starting_s` are the seconds its REPL took."""
+    """A run, or a child run (`depth` 1 and more), begins to ask; `starting_s` are the seconds its REPL took.
+
+    `parent_cell` is the number of the parent's cell that asked for a child. `settings` is the whole RunConfig,
+    `version` the program's.
+    """
 
     run_id: str
     parent_id: str | None
+    parent_cell: int | None
     depth: int
     question: str
     context: str
+    files: list[ContextFile]
     model: str
     recursive_model: str
     max_iterations: int
+    settings: Mapping[str, JsonValue]
+    version: str
     scripted: bool
     starting_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSent:
+    """A message is added to what the root LM is asked; its replies are `RootReplied`.
+
+    Said once, not for every request that repeats it. Two in a row of one role are sent as one, with an empty line
+    between them.
+    """
+
+    run_id: str
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesShortened:
+    """The messages were too long for the model: from the third on, each is cut to `keep_chars` characters."""
+
+    run_id: str
+    keep_chars: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RootReplied:
-    """The root LM has answered; `latency_s` in seconds."""
+    """The root LM has answered; `latency_s` in seconds. `cut`: it reached the provider's output limit."""
 
     run_id: str
     iteration: int
     text: str
     usage: TokenUsage
     latency_s: float
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellStarted:
-    """A cell begins to run."""
+    """A cell begins to run; the cells of a run are numbered from 1."""
 
     run_id: str
     iteration: int
+    cell: int
     code: str
 
 
@@ -114,16 +166,24 @@ class CellFinished:
 
     run_id: str
     iteration: int
+    cell: int
     result: CellOutput | None
     error: str | None
-    seconds: float
+    cost: CellCost
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran."""
+        return self.cost.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubCallsStarted:
-    """A cell asked `count` prompts of a sub-LLM."""
+    """A cell asked `count` prompts of a sub-LLM. `cell` and `iteration`: of the thread that asked."""
 
     run_id: str
+    iteration: int
+    cell: int
     batch: int
     count: int
     model: str
@@ -131,9 +191,11 @@ class SubCallsStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubCallFinished:
-    """A sub-LLM has answered, or failed for good (`error`)."""
+    """A sub-LLM has answered, or failed for good (`error`). `cut`: it reached the provider's output limit."""
 
     run_id: str
+    iteration: int
+    cell: int
     batch: int
     index: int
     prompt: str
@@ -142,6 +204,7 @@ class SubCallFinished:
     usage: TokenUsage
     attempts: int
     in_flight: int
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,10 +238,11 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """The run has ended in order. `answer` None: there is none."""
+    """The run has ended in order. `answer` None: there is none; `value` is what it is the text of."""
 
     run_id: str
     answer: str | None
+    value: JsonValue
     stopped_by: str
     iterations: int
     usage: Mapping[str, Mapping[str, int]]
@@ -195,6 +259,8 @@ class RunFailed:
 
 Event = (
     RunStarted
+    | MessageSent
+    | MessagesShortened
     | RootReplied
     | CellStarted
     | CellFinished

@@ -6,7 +6,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from rlm.events import CellOutput
+from rlm.events import CellCost, CellOutput
+from rlm.usage import PriceList
 
 NOT_RUN = "The {count} later cell(s) of your reply were not run."
 
@@ -14,8 +15,8 @@ _UNKNOWN_NAME = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTIL
 _SHOUTED = ("FINAL", "FINAL_VAR", "SHOW_VARS")
 
 
-def cell_report(number: int, result: CellOutput) -> str:
-    """What cell `number` of a reply did."""
+def cell_report(number: int, result: CellOutput, cost: CellCost) -> str:
+    """What cell `number` of a reply did, and what it took."""
     parts = [f"Output of cell {number}:"]
     for late in result.late:
         text = (late.stdout + late.stderr).rstrip()
@@ -31,7 +32,16 @@ def cell_report(number: int, result: CellOutput) -> str:
         parts += _hints(result.error)
     if len(parts) == 1:
         parts.append("(nothing was printed; use print to see values)")
-    return "\n".join(parts)
+    return "\n".join([*parts, cost_line(number, cost)])
+
+
+def cost_line(number: int, cost: CellCost) -> str:
+    """What a cell took, in a line."""
+    parts = [f"{cost.seconds:.1f} s"]
+    if cost.calls:
+        parts += [f"{cost.calls:,} calls", f"{cost.tokens:,} tokens"]
+        parts += [] if cost.usd is None else [f"${cost.usd:.4f}"]
+    return f"[cell {number}: {', '.join(parts)}]"
 
 
 def _hints(error: str) -> list[str]:
@@ -66,6 +76,16 @@ def budget_line(left: Mapping[str, float | None], iterations_left: int) -> str:
     parts = [f"{iterations_left} replies"]
     parts += [units[kind].format(amount) for kind, amount in left.items() if amount is not None]
     return f"[Left: {', '.join(parts)}.]"
+
+
+def models_line(root: str, sub: str, prices: PriceList) -> str:
+    """Who is asked, and what that costs, where it is known."""
+    return f"The root LM is {_with_price(root, prices)}, the sub-LLM {_with_price(sub, prices)}."
+
+
+def _with_price(model: str, prices: PriceList) -> str:
+    price = prices.by_model.get(model)
+    return model if price is None else f"{model} (${price.input:g} in / ${price.output:g} out per million tokens)"
 
 
 def shorten(contents: Sequence[str], keep_chars: int) -> list[str]:

@@ -148,7 +148,7 @@ class PlainView:
             case events.SubCallFinished():
                 if now - self._last_line >= PLAIN_LINE_EVERY_S:
                     self._say(self._standing.line())
-            case events.RunStarted() | events.RootReplied() | events.Spent():
+            case events.RunStarted() | events.Spent():
                 self._say(self._standing.line())
             case events.Notice():
                 self._say(f"note: {event.text}")

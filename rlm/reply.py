@@ -32,6 +32,7 @@ _CELL_WORDS = frozenset({"repl", "python", "py"})
 # Lists and block quotes cost the parser up to 10 µs a character. No model means a longer reply than this, and in one
 # only the lines themselves are read: fences at any indentation, finals, comments.
 _CONTAINERS_MAX_CHARS = 100_000
+_LITERAL_MAX_CHARS = 10_000
 # What may be read in vain for the real end of cells with an open string.
 _LOOKAHEAD_MAX_CHARS = 500_000
 
@@ -62,10 +63,10 @@ _BALANCE_MARKS = {
 class TextFinal:
     """A final answer written in text, outside code."""
 
-    kind: Literal["value", "variable"]  # FINAL(...), FINAL_VAR(...)
+    kind: Literal["text", "value", "variable"]
     content: str
-    """What the parentheses hold, without the space around it: the answer (if it is one Python string literal, the
-    string's value), or the variable's bare name."""
+    """What the parentheses hold, without the space around it. A "text" was one Python string literal, and this is its
+    value; a "value" is anything else in a FINAL, words or an expression; a "variable" is the bare name in FINAL_VAR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Reply:
     final: TextFinal | None
     unclosed_final: bool
     """A final was begun whose parenthesis never closes. No final is read after it, for it may hold the rest."""
+    unclosed_cell: bool = False
+    """The last cell has no end of its own: its fence is not closed, or a string in it."""
 
 
 def parse_reply(text: str) -> Reply:
@@ -96,7 +99,25 @@ def parse_reply(text: str) -> Reply:
         ruler.at("paragraph", _skip_to_notable_line)
         ruler.enableOnly(["final", "hidden", "fence", "paragraph"])
     markdown.parse(text)
-    return Reply(cells=tuple(reader.cells), final=reader.final, unclosed_final=reader.unclosed_final)
+    return Reply(
+        cells=tuple(reader.cells),
+        final=reader.final,
+        unclosed_final=reader.unclosed_final,
+        unclosed_cell=reader.unclosed_cell,
+    )
+
+
+def is_literal(content: str) -> bool:
+    """Whether a final's content is a Python literal, which no REPL need be asked about. A long one is not looked at."""
+    if len(content) > _LITERAL_MAX_CHARS:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.literal_eval(content)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 class _Reader:
@@ -110,6 +131,7 @@ class _Reader:
         self.cells: list[str] = []
         self.final: TextFinal | None = None
         self.unclosed_final = False
+        self.unclosed_cell = False
         self._final_at = self._final_close = -1  # the last final found, since each is asked for more than once
         self._finals_from = 0  # what begins before this is inside a final that was read or rejected
         self._quotes_count = True
@@ -123,6 +145,8 @@ class _Reader:
             info = state.tokens[-1].info.split(maxsplit=1)
             if info and info[0].lower() in _CELL_WORDS and (code := self._whole_cell(state, start, end)).strip():
                 self.cells.append(code.removesuffix("\n"))
+                closed = state.line - 1 > start and _closes_fence(state, state.line - 1, state.tokens[-1].markup)
+                self.unclosed_cell = not closed or len(_open_quote(code)) == 3
         return True
 
     def _whole_cell(self, state: StateBlock, start: int, end: int) -> str:
@@ -246,19 +270,22 @@ def _text_final(content: str, *, is_variable: bool) -> TextFinal | None:
     if is_variable:
         name = content.strip("`'\" \t\n")
         return TextFinal("variable", name) if name.isidentifier() and not keyword.iskeyword(name) else None
-    return TextFinal("value", _literal_value(content)) if content else None
+    if not content:
+        return None
+    text = _literal_text(content)
+    return TextFinal("value", content) if text is None else TextFinal("text", text)
 
 
-def _literal_value(content: str) -> str:
-    """The value of a Python string literal (line breaks are fine between any quotes); other text as it is."""
+def _literal_text(content: str) -> str | None:
+    """The value of a Python string literal (line breaks are fine between any quotes); None for other text."""
     literal = _LITERAL.fullmatch(content)
     if not literal:
-        return content
+        return None
     quotes = literal["quote"][0] * 3
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "C:\dir" is a doubtful escape, and a plausible answer
             value = str(ast.literal_eval(f"{quotes}{literal['body']}{quotes}"))
     except (SyntaxError, ValueError):
-        return content
+        return None
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # "\ud83d\ude00", as JSON has it

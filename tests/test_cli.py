@@ -141,8 +141,9 @@ class TestAsk:
         rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
         rows = [row for row in rows if row["event"] != "notice"]  # of how well this machine isolates
         assert [row["event"] for row in rows] == [
-            *("run_started", "root_replied", "cell_started", "sub_calls_started", "sub_call_finished", "spent"),
-            *("cell_finished", "root_replied", "run_finished"),
+            *("run_started", "message_sent", "message_sent", "root_replied", "spent"),
+            *("cell_started", "sub_calls_started", "sub_call_finished", "spent", "cell_finished"),
+            *("message_sent", "root_replied", "spent", "cell_started", "cell_finished", "run_finished"),
         ]
         assert rows[-1]["answer"] == "1"
         assert len({row["run_id"] for row in rows}) == 1

@@ -14,12 +14,39 @@ from rlm.errors import InputError
         {"request_timeout_s": 0},
         {"request_timeout_s": float("nan")},
         {"request_timeout_s": float("inf")},
-        {"repl": ReplLimits(cell_timeout_s=0)},
+        {"prompts": ""},
+        {"pool_size": 65},
+        {"max_iterations": 10**9},
+        {"max_children": 0},
+        {"max_iterations": 2.5},
+        {"pool_size": True},
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused_when_it_is_made(options):
     with pytest.raises(InputError):
         RunConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell_timeout_s": 0},
+        {"cell_timeout_s": float("nan")},
+        {"max_output_chars": 10**9},
+        {"memory_mib": 0},
+        {"interrupt_grace_s": float("inf")},
+    ],
+)
+def test_limits_of_a_repl_that_cannot_work_are_refused(options):
+    with pytest.raises(InputError):
+        ReplLimits(**options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "1", 10**400])
+@pytest.mark.parametrize("name", ["max_calls", "max_tokens", "max_usd", "timeout_s", "max_depth"])
+def test_a_limit_that_is_no_number_is_refused_by_its_name(name, value):
+    with pytest.raises(InputError, match=f"{name} must be"):
+        Limits(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["max_calls", "max_tokens", "max_usd", "timeout_s", "max_depth"])
@@ -42,23 +69,6 @@ def test_a_server_of_ones_own_wants_no_key():
 def test_an_environment_that_names_no_provider_is_refused(environment):
     with pytest.raises(InputError):
         Provider.from_environment(environment)
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"OPENAI_API_KEY": "sk-secret-ключ"},
-        {"OPENAI_API_KEY": "sk-secret\nmore"},
-        {"OPENAI_BASE_URL": "sk-secret"},
-        {"OPENAI_BASE_URL": "http://me:sk-secret@llm.example/v1"},
-        {"OPENAI_BASE_URL": "http://sk-secret:port/v1"},
-        {"OPENAI_BASE_URL": "http://[sk-secret/v1"},
-    ],
-)
-def test_what_cannot_be_a_key_or_a_url_is_refused_unsaid(environment):
-    with pytest.raises(InputError) as raised:
-        Provider.from_environment(environment)
-    assert "secret" not in str(raised.value)
 
 
 def test_a_provider_does_not_show_its_key():

@@ -12,7 +12,7 @@ from rlm import RLM, Limits, Provider, RunConfig, events
 from rlm.engine import local_backend
 from rlm.errors import InputError, KeyRefusedError
 from rlm.local.registry import MemoryRegistry
-from rlm.offline.server import Fault, OfflineSettings, serve_offline
+from rlm.offline.server import Fault, OfflineSettings, WrongAnswer, serve_offline
 from rlm.usage import Price, PriceList
 from tests.conftest import cell, run_script
 from tests.workers.support import worker_pids
@@ -81,6 +81,22 @@ class TestSubCalls:
         assert len(ran.of(events.SubCallRetried)) == 3
         assert ran.stats.prompts_answered_more_than_once == 0
 
+    @pytest.mark.parametrize(
+        ("how", "says"),
+        [
+            (WrongAnswer.EMPTY, "the answer was empty (3 times)"),
+            (WrongAnswer.DECLINED, "the model declined to answer: I cannot help with that. (3 times)"),
+        ],
+    )
+    def test_a_sub_llm_without_words_is_an_error_in_the_cell_and_is_paid_for(self, how, says):
+        ran = run_script(
+            cell("try: llm_query('s' + 'ilent')\nexcept SubLLMError as exc: FINAL(str(exc))"),
+            faults=(Fault(match="silent", answer=how, times=9),),
+        )
+        assert ran.result.answer.startswith(says)
+        assert ran.stats.sub_requests == 3
+        assert ran.result.usage["sub"]["input_tokens"] == ran.of(events.SubCallFinished)[0].usage.input_tokens > 0
+
     def test_several_batches_of_one_cell_share_the_budget(self):
         code = "parallel_llm_query(['a'] * 3)\ntry: parallel_llm_query(['b'] * 3)\nexcept BudgetError: FINAL('refused')"
         ran = run_script(cell(code), config=RunConfig(model="r", recursive_model="s", limits=Limits(max_calls=5)))
@@ -128,19 +144,11 @@ class TestChildRuns:
     def test_a_child_spends_its_parents_budget(self):
         code = (
             "if context == 'small': FINAL(parallel_llm_query(['a', 'b']))\n"
-            "else:\n    rlm_query('q', 'small')\n    FINAL(budget()['calls'])"
+            "else:\n    rlm_query('q', 'small')\n    FINAL(budget()['calls']['left'])"
         )
         config = RunConfig(model="root", recursive_model="sub", limits=Limits(max_calls=5))
-        assert run_script(cell(code), context="large", config=config).result.answer == "3"
-
-    def test_a_child_without_an_answer_is_a_sub_llm_error_in_the_parent(self):
-        code = (
-            "if context == 'small': print('no answer')\nelse:\n"
-            "    try: rlm_query('q', 'small')\n    except SubLLMError as exc: FINAL(exc)"
-        )
-        config = RunConfig(model="root", recursive_model="sub", max_iterations=1)
-        ran = run_script(cell(code), "", context="large", config=config)
-        assert ran.result.answer == "the child run ended without an answer (stopped by iterations)"
+        ran = run_script(cell(code), context="large", config=config)
+        assert (ran.result.answer, ran.result.sub_calls) == ("2", 3)  # the child's two, and its root LM's reply
 
 
 class TestUsage:
@@ -169,7 +177,7 @@ class TestUsage:
     def test_a_limit_in_dollars_ends_the_run(self):
         price = Price(input=1e6, cached_input=1e6, output=1e6)
         config = RunConfig(model="root", recursive_model="sub", limits=Limits(max_usd=1.0))
-        ran = run_script(cell("1"), "FINAL(x)", config=config, prices=PriceList({"root": price, "sub": price}))
+        ran = run_script("FINAL(x)", config=config, prices=PriceList({"root": price, "sub": price}))
         assert (ran.result.answer, ran.result.stopped_by) == ("x", "usd")
 
 

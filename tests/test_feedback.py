@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 
 import pytest
 
-from rlm import Limits, feedback
-from rlm.budget import Budget
-from rlm.events import CellOutput, LateOutput
-from rlm.loop import Loop
-from rlm.models import ModelReply
+from rlm import feedback
+from rlm.events import CellCost, CellOutput, LateOutput
 from rlm.prompts import Prompts
-from rlm.usage import PriceList, TokenUsage
+from rlm.usage import Price, PriceList
 from tests.conftest import cell
+from tests.loop_support import ExecRepl, run_loop
 
 
 def result(**given):
@@ -21,21 +19,28 @@ def result(**given):
     return CellOutput(**(empty | given))
 
 
+def reported(number, **given):
+    """What is told of a cell, but for the line on what it took."""
+    text, took = feedback.cell_report(number, result(**given), CellCost(seconds=1.25)).rsplit("\n", 1)
+    assert took == f"[cell {number}: 1.2 s]"
+    return text
+
+
 class TestCellReports:
     def test_every_stream_is_told_apart(self):
-        report = feedback.cell_report(2, result(stdout="out\n", stderr="err\n", value="42", error="ValueError: no"))
+        report = reported(2, stdout="out\n", stderr="err\n", value="42", error="ValueError: no")
         assert report == "Output of cell 2:\nout\n[stderr]\nerr\n[value] 42\nValueError: no"
 
     def test_a_value_alone_is_shown_as_a_notebook_shows_it(self):
-        assert feedback.cell_report(1, result(value="42")) == "Output of cell 1:\n42"
+        assert reported(1, value="42") == "Output of cell 1:\n42"
 
     def test_late_output_is_marked_with_the_cell_it_is_of(self):
         late = [LateOutput(cell=3, stdout="tick\n", stderr="oops\n")]
-        report = feedback.cell_report(1, result(stdout="now\n", late=late))
+        report = reported(1, stdout="now\n", late=late)
         assert report == ("Output of cell 1:\n[printed by what cell 3 of this REPL left running]\ntick\noops\nnow")
 
     def test_a_cell_that_shows_nothing_is_told_how_to(self):
-        assert "use print" in feedback.cell_report(1, result())
+        assert "use print" in reported(1)
 
     @pytest.mark.parametrize(
         ("name", "hint"),
@@ -43,19 +48,38 @@ class TestCellReports:
     )
     def test_a_name_that_is_not_known_is_put_right_where_that_can_be_told(self, name, hint):
         error = f"Traceback ...\nNameError: name '{name}' is not defined"
-        assert hint in feedback.cell_report(1, result(error=error))
+        assert hint in reported(1, error=error)
 
     @pytest.mark.parametrize("error", ["NameError: name 'found' is not defined", "KeyError: 're'"])
     def test_other_errors_stand_alone(self, error):
-        assert feedback.cell_report(1, result(error=error)) == f"Output of cell 1:\n{error}"
+        assert reported(1, error=error) == f"Output of cell 1:\n{error}"
 
     def test_braces_and_indentation_of_an_output_are_kept(self):
-        assert feedback.cell_report(1, result(stdout="  {a}\n\n  {b}\n")) == "Output of cell 1:\n  {a}\n\n  {b}"
+        assert reported(1, stdout="  {a}\n\n  {b}\n") == "Output of cell 1:\n  {a}\n\n  {b}"
 
     def test_the_death_of_the_repl_tells_how_and_what_is_left(self):
         report = feedback.death_report(1, "killed by signal 9")
         assert "killed by signal 9" in report
         assert "`context` is loaded again" in report
+
+
+class TestCostLine:
+    def test_what_sub_llms_took_is_told_with_the_time(self):
+        cost = CellCost(seconds=3.21, calls=12, tokens=4310, usd=0.002)
+        assert feedback.cost_line(1, cost) == "[cell 1: 3.2 s, 12 calls, 4,310 tokens, $0.0020]"
+
+    def test_a_cost_that_is_not_known_is_left_out(self):
+        assert (
+            feedback.cost_line(1, CellCost(seconds=3.21, calls=1, tokens=10)) == "[cell 1: 3.2 s, 1 calls, 10 tokens]"
+        )
+
+
+class TestModelsLine:
+    def test_prices_are_told_where_they_are_known(self):
+        prices = PriceList({"big": Price(input=1.25, cached_input=0.125, output=10.0)})
+        assert feedback.models_line("big", "small", prices) == (
+            "The root LM is big ($1.25 in / $10 out per million tokens), the sub-LLM small."
+        )
 
 
 class TestBudgetLine:
@@ -77,37 +101,22 @@ def test_shortening_keeps_head_and_tail_of_what_is_long():
 REPEATED = Prompts("small")("repeated")
 
 
-class Root:
-    """A root LM whose replies are given; it keeps what it was asked."""
-
-    name = "root"
-
-    def __init__(self, *replies):
-        self._replies = list(replies)
-        self.asked = []
-
-    async def complete(self, messages):
-        self.asked.append([dict(message) for message in messages])
-        return ModelReply(text=self._replies.pop(0), usage=TokenUsage(), latency_s=0.0)
-
-
-class Repl:
+class Echo(ExecRepl):
     """A REPL whose cells print their own code, or fail when they say so."""
+
+    def __init__(self, _budget):
+        super().__init__()
 
     async def run(self, code):
         return result(error=code) if "Error" in code else result(stdout=code)
 
-    async def close(self):
-        return ""
-
 
 def told(*replies):
     """What a root LM that gives these replies is told after each of them."""
-    root = Root(*replies, "FINAL(42)")
-    loop = Loop("run", root, Repl(), Budget(Limits(), PriceList({})), Prompts("small"), lambda _: None)
-    asyncio.run(loop.run("system", "question", 20))
-    assert all(later[: len(earlier)] == earlier for earlier, later in zip(root.asked, root.asked[1:], strict=False))
-    return [messages[-1]["content"] for messages in root.asked[1:]]
+    ran = run_loop(*replies, "FINAL(42)", max_iterations=20, prompts="small", make_repl=Echo)
+    sent = ran.root.sent
+    assert all(later[: len(earlier)] == earlier for earlier, later in itertools.pairwise(sent))
+    return ran.told
 
 
 class TestRequests:

@@ -1,191 +1,295 @@
-"""The loop, with a root LM whose replies are given, a real REPL and a real provider on loopback."""
+"""The loop: which reply ends a run and which goes on, what is told, and what limits do."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from rlm import Limits, ReplLimits, RunConfig, events
-from rlm.errors import ProviderError, UnknownModelError
-from rlm.offline.server import Fault, WrongAnswer
-from tests.conftest import TWO_LINES, cell, run_script
+from rlm import Limits, events
+from rlm.errors import ContextWindowError, ProviderError, ReplBrokenError
+from rlm.prompts import Prompts
+from rlm.usage import Price, PriceList, TokenUsage
+from tests.conftest import cell
+from tests.loop_support import ExecRepl, cut, run_loop
+
+PROMPTS = Prompts()
 
 
-def config(**options):
-    return RunConfig(model="root", recursive_model="sub", **options)
-
-
-def outputs(ran):
-    return [event.result.stdout for event in ran.of(events.CellFinished) if event.result]
-
-
-class TestAnswers:
+class TestFinalsInCells:
     @pytest.mark.parametrize(
         ("code", "answer"),
-        [
-            ("FINAL('42')", "42"),
-            ("x = 'forty-two'\nFINAL_VAR('x')", "forty-two"),
-            ("x = 'forty-two'\nFINAL_VAR(x)", "forty-two"),
-            ("answer['content'] = 42\nanswer['ready'] = True", "42"),
-            ("answer = {'content': '', 'ready': True}", ""),
-            ("FINAL({'a': 1})", '{"a": 1}'),
-        ],
+        [("FINAL('42')", "42"), ("x = 'forty-two'\nFINAL_VAR('x')", "forty-two"), ("FINAL({'a': 1})", '{"a": 1}')],
     )
     def test_a_final_in_a_cell_ends_the_run(self, code, answer):
-        ran = run_script(cell(code), cell("FINAL('never asked')"))
-        assert (ran.result.answer, ran.result.stopped_by, ran.result.iterations) == (answer, "answer", 1)
-        assert ran.stats.root_requests == 1
-
-    @pytest.mark.parametrize("text", ["FINAL(42)", "I know it now.\n\nFINAL(42)", 'FINAL("42")'])
-    def test_a_final_in_text_ends_the_run(self, text):
-        assert run_script(text).result.answer == "42"
-
-    def test_a_final_of_several_lines_keeps_them(self):
-        assert run_script("FINAL(one (1)\ntwo)").result.answer == "one (1)\ntwo"
-
-    def test_a_mention_of_final_in_prose_does_not_end_the_run(self):
-        ran = run_script("I will later call FINAL(x) with it.", "FINAL(42)")
-        assert (ran.result.answer, ran.result.iterations) == ("42", 2)
-
-    def test_a_variable_named_in_text_is_looked_up_after_the_cells_of_the_reply_have_run(self):
-        ran = run_script(cell("found = context.split()[-1]") + "\nFINAL_VAR(found)")
-        assert (ran.result.answer, ran.result.iterations) == ("42", 1)
-
-    def test_a_value_in_text_beside_cells_was_invented_and_does_not_count(self):
-        ran = run_script(cell("print(context)") + "\nFINAL(invented)", "FINAL(42)")
-        assert (ran.result.answer, ran.result.iterations) == ("42", 2)
-
-    def test_a_variable_that_does_not_exist_is_told_to_the_root_lm(self):
-        ran = run_script("FINAL_VAR(nothing)", "FINAL(42)")
-        assert ran.result.answer == "42"
-        assert "there is no variable 'nothing'" in ran.of(events.CellFinished)[0].result.error
+        ran = run_loop(cell(code))
+        assert (ran.text, ran.ending.stopped_by, ran.ending.iterations) == (answer, "answer", 1)
 
     def test_later_cells_of_a_reply_do_not_run_after_a_final(self):
-        ran = run_script(cell("FINAL('first')") + cell("FINAL('second')"))
-        assert ran.result.answer == "first"
+        ran = run_loop(cell("FINAL('first')") + cell("FINAL('second')"))
+        assert ran.text == "first"
         assert len(ran.of(events.CellStarted)) == 1
 
     def test_later_cells_of_a_reply_do_not_run_after_an_error(self):
-        ran = run_script(cell("kept = 1\n1/0") + cell("print('not reached')"), cell("FINAL(kept)"))
-        assert ran.result.answer == "1"
+        ran = run_loop(cell("kept = 1\n1/0") + cell("print('not reached')"), cell("FINAL(kept)"))
+        assert ran.text == "1"
         assert len(ran.of(events.CellStarted)) == 2
+        assert "ZeroDivisionError" in ran.told[0]
+        assert "The 1 later cell(s)" in ran.told[0]
 
-    def test_a_reply_with_neither_cell_nor_final_is_nudged_and_the_run_goes_on(self):
-        ran = run_script("Let me think about it.", "FINAL(42)")
-        assert (ran.result.answer, ran.result.iterations) == ("42", 2)
-
-    def test_an_empty_reply_does_not_end_the_run(self):
-        ran = run_script("FINAL(42)", faults=(fault(answer=WrongAnswer.EMPTY),))
-        assert (ran.result.answer, ran.result.iterations) == ("42", 1)
-
-
-class TestTheRepl:
     def test_names_persist_from_reply_to_reply(self):
-        ran = run_script(cell("n = len(context)"), cell("print(n)\nFINAL(n)"))
-        assert ran.result.answer == str(len(TWO_LINES))
+        assert run_loop(cell("n = len(context)"), cell("FINAL(n)")).text == "6"
 
-    def test_a_repl_that_dies_is_told_and_replaced_with_the_context_reloaded(self):
-        ran = run_script(cell("x = 1\nimport os; os._exit(7)"), cell("print('x' in globals()); FINAL(len(context))"))
-        assert ran.result.answer == str(len(TWO_LINES))
+    def test_a_repl_that_dies_is_told_and_the_run_goes_on_in_a_fresh_one(self):
+        ran = run_loop(cell("x = 1\ndie()"), cell("FINAL('x' in globals())"))
+        assert ran.text == "false"
         assert "exit status 7" in ran.of(events.CellFinished)[0].error
-        assert outputs(ran) == ["False\n"]
+        assert "`context` is loaded again" in ran.told[0]
 
-    def test_an_endless_cell_is_interrupted_with_its_state_kept(self):
-        ran = run_script(
-            cell("x = 'kept'\nwhile True: pass"), cell("FINAL(x)"), config=config(repl=ReplLimits(cell_timeout_s=0.5))
+
+class TestFinalsInText:
+    @pytest.mark.parametrize(
+        ("reply", "value"),
+        [
+            ("FINAL(table)", [[1, 2], [3, 4]]),
+            ("FINAL(table[0])", [1, 2]),
+            ('FINAL(f"There are {len(table)} rows")', "There are 2 rows"),
+            ("FINAL_VAR(table)", [[1, 2], [3, 4]]),
+            ("FINAL(42)", 42),
+            ('FINAL("table")', "table"),
+            ("FINAL(the table)", "the table"),
+            ("FINAL(unknown)", "unknown"),
+            ("I know it now.\n\nFINAL(one (1)\ntwo)", "one (1)\ntwo"),
+        ],
+    )
+    def test_what_stands_for_a_value_is_evaluated_and_words_stay_words(self, reply, value):
+        ran = run_loop(cell("table = [[1, 2], [3, 4]]"), reply)
+        assert ran.ending.answer.value == value
+        assert ran.ending.stopped_by == "answer"
+
+    def test_an_evaluation_that_raises_is_told_as_a_cells_error_is(self):
+        ran = run_loop(cell("rows = []"), "FINAL(rows[0])", "FINAL(none)")
+        assert ran.text == "none"
+        assert "IndexError" in ran.told[1]
+        assert ran.told[1].endswith(PROMPTS("after_error"))
+
+    def test_a_variable_that_does_not_exist_is_told(self):
+        ran = run_loop("FINAL_VAR(nothing)", "FINAL(42)")
+        assert ran.text == "42"
+        assert "there is no variable 'nothing'" in ran.told[0]
+
+    @pytest.mark.parametrize("final", ["FINAL(invented)", "FINAL(42)", "FINAL('x')", "FINAL({'a': 1})"])
+    def test_what_was_written_before_its_cells_had_run_does_not_count(self, final):
+        ran = run_loop(cell("print(context)") + final, "FINAL(seen)")
+        assert (ran.text, ran.ending.iterations) == ("seen", 2)
+        assert ran.told[0].endswith(PROMPTS("early_final"))
+
+    @pytest.mark.parametrize("final", ["FINAL(n)", "FINAL_VAR(n)", 'FINAL(f"{n}")'])
+    def test_what_the_cells_beside_it_have_made_counts(self, final):
+        ran = run_loop(cell("n = context.split()[-1]") + "\n" + final)
+        assert (ran.text, ran.ending.iterations) == ("42", 1)
+
+    def test_a_mention_in_prose_does_not_end_the_run(self):
+        ran = run_loop("I will later call FINAL(x) with it.", "FINAL(42)")
+        assert (ran.text, ran.ending.iterations) == ("42", 2)
+
+    @pytest.mark.parametrize(
+        ("reply", "told"), [("Let me think.", "no_code"), ("", "no_code"), ("FINAL(4", "unclosed_final")]
+    )
+    def test_a_reply_that_asks_for_nothing_is_told_what_to_do(self, reply, told):
+        ran = run_loop(reply, "FINAL(42)")
+        assert ran.text == "42"
+        assert ran.told[0].endswith(PROMPTS(told))
+
+
+class TestCutReplies:
+    def test_half_a_cell_does_not_run_and_the_root_lm_is_told(self):
+        ran = run_loop(cut("```python\nprint('half"), "FINAL(42)")
+        assert ran.of(events.CellStarted)[0].code == "FINAL(42)"
+        assert ran.told[0].endswith(PROMPTS("cut"))
+        assert ran.of(events.RootReplied)[0].cut
+
+    def test_cells_that_were_whole_run_and_their_output_is_told(self):
+        ran = run_loop(cut(cell("print('whole')") + "```python\nprint('half')"), cell("FINAL('done')"))
+        assert [event.code for event in ran.of(events.CellStarted)] == ["print('whole')", "FINAL('done')"]
+        assert "whole" in ran.told[0]
+        assert ran.told[0].endswith(PROMPTS("cut"))
+
+    @pytest.mark.parametrize("text", ["FINAL(there are", "FINAL('''a\n```python\nx", "The answer is FINAL(4"])
+    def test_half_an_answer_is_none(self, text):
+        ran = run_loop(cut(text), "FINAL(42)")
+        assert (ran.text, ran.ending.iterations) == ("42", 2)
+
+    @pytest.mark.parametrize("text", ["FINAL(there are", "There are about for", "```python\nFINAL('x"])
+    def test_half_an_answer_to_the_last_request_is_none(self, text):
+        ran = run_loop(cell("x = 1"), cut(text), max_iterations=1)
+        assert (ran.ending.answer, ran.ending.prose) == (None, None)
+
+    def test_the_same_reply_uncut_runs_its_unclosed_cell(self):
+        assert run_loop("```python\nFINAL(1)").text == "1"
+
+
+class TestTheLastRequest:
+    @pytest.mark.parametrize(
+        ("reply", "answer"),
+        [
+            ("FINAL(best guess)", "best guess"),
+            ("FINAL(x)", "41"),
+            ("FINAL_VAR(x)", "41"),
+            (cell("FINAL(x + 1)"), "42"),
+            (cell("x += 1") + "\nFINAL(x)", "42"),
+            (cell("print(x)") + "\nFINAL(my guess)", "my guess"),
+        ],
+    )
+    def test_there_is_one_more_request_for_an_answer(self, reply, answer):
+        ran = run_loop(cell("x = 41"), reply, max_iterations=1)
+        assert (ran.text, ran.ending.stopped_by, ran.ending.iterations) == (answer, "iterations", 1)
+        assert "the run ends here (all 1 replies are used)" in ran.told[0]
+
+    def test_plain_text_is_given_apart_from_an_answer(self):
+        ran = run_loop(cell("print(1)"), "I think it is 42.", max_iterations=1)
+        assert (ran.ending.answer, ran.ending.prose) == (None, "I think it is 42.")
+
+    def test_an_expression_that_fails_is_no_answer(self):
+        ran = run_loop(cell("rows = []"), "FINAL(rows[0])", max_iterations=1)
+        assert (ran.ending.answer, ran.ending.prose) == (None, None)
+
+    def test_the_words_count_where_there_is_no_repl_any_more(self):
+        class Gone(ExecRepl):
+            async def final(self, text):
+                raise ReplBrokenError("there is none")
+
+        assert (
+            run_loop(cell("x = 1"), "FINAL(the words)", max_iterations=1, make_repl=lambda _: Gone()).text
+            == "the words"
         )
-        assert ran.result.answer == "kept"
-        assert "longer than 0.5 s" in ran.of(events.CellFinished)[0].result.error
 
-    def test_nothing_is_started_for_sub_llms_before_they_are_asked(self):
-        ran = run_script(cell("print(1)"), "FINAL(1)")
-        assert (ran.stats.sub_requests, ran.result.sub_calls) == (0, 0)
+    def test_no_repl_is_started_for_words(self):
+        class Counting(ExecRepl):
+            asked = 0
+
+            async def final(self, text):
+                self.asked += 1
+                return await super().final(text)
+
+        repl = Counting()
+        ran = run_loop(cell("x = 1\ndie()"), "FINAL(the words)", max_iterations=1, make_repl=lambda _: repl)
+        assert (ran.text, repl.asked) == ("the words", 0)
+
+    def test_no_reply_is_no_answer(self):
+        ran = run_loop(cell("print(1)"), "", max_iterations=1)
+        assert (ran.ending.answer, ran.ending.prose, ran.ending.stopped_by) == (None, None, "iterations")
+
+    def test_what_has_not_been_told_yet_is_told_with_it(self):
+        code = "print('seen before the end')\nimport asyncio\nawait asyncio.sleep(60)"
+        ran = run_loop(cell("print('seen')") + cell(code), "FINAL(early)", limits=Limits(timeout_s=0.5))
+        assert (ran.text, ran.ending.stopped_by) == ("early", "time")
+        assert "Output of cell 1:\nseen" in ran.told[0]
 
 
 class TestLimits:
-    def test_at_the_last_iteration_there_is_one_more_request_for_an_answer(self):
-        ran = run_script(cell("print(1)"), cell("print(2)"), "FINAL(best guess)", config=config(max_iterations=2))
-        assert (ran.result.answer, ran.result.stopped_by, ran.result.iterations) == ("best guess", "iterations", 2)
-        assert ran.stats.root_requests == 3
+    def test_tokens_that_are_used_up_end_the_run_with_a_last_request(self):
+        used = TokenUsage(output_tokens=200)
+        ran = run_loop(cell("print(1)"), "FINAL(early)", limits=Limits(max_tokens=100), usage=used)
+        assert (ran.text, ran.ending.stopped_by, len(ran.root.sent)) == ("early", "tokens", 2)
 
-    def test_the_last_word_may_be_plain_text(self):
-        ran = run_script(cell("print(1)"), "I think it is 42.", config=config(max_iterations=1))
-        assert ran.result.answer == "I think it is 42."
+    def test_a_request_that_would_cost_more_than_what_is_left_is_not_made(self):
+        prices = PriceList({"root": Price(input=1e6, cached_input=1e6, output=1e6)})
+        long = "x" * 400
+        ran = run_loop(
+            cell(f"print({long!r})"), "FINAL(early)", limits=Limits(max_usd=100), prices=prices, usage=TokenUsage()
+        )
+        assert (ran.text, ran.ending.stopped_by, len(ran.root.sent)) == ("early", "usd", 2)
+        assert "$100.0000" in ran.told[0]
+        assert long in ran.told[0]
 
-    def test_the_last_word_may_name_a_variable(self):
-        ran = run_script(cell("x = 42"), "FINAL_VAR(x)", config=config(max_iterations=1))
-        assert ran.result.answer == "42"
+    def test_a_child_whose_parent_can_pay_no_reply_makes_no_request(self):
+        ran = run_loop("never asked", limits=Limits(max_calls=0), is_child=True)
+        assert (ran.ending.answer, ran.ending.stopped_by, ran.root.sent) == (None, "calls", [])
 
-    def test_the_last_word_may_be_a_cell(self):
-        ran = run_script(cell("x = 42"), cell("FINAL(x)"), config=config(max_iterations=1))
-        assert ran.result.answer == "42"
+    def test_replies_of_a_child_are_calls_and_the_last_request_is_no_exception(self):
+        ran = run_loop(*[cell("print(1)")] * 5, limits=Limits(max_calls=3), is_child=True)
+        assert (len(ran.root.sent), ran.budget.sub_calls, ran.ending.stopped_by) == (3, 3, "calls")
 
-    def test_no_last_word_is_no_answer(self):
-        ran = run_script(cell("print(1)"), "", config=config(max_iterations=1))
-        assert (ran.result.answer, ran.result.stopped_by) == (None, "iterations")
+    def test_replies_of_the_top_run_are_no_calls(self):
+        ran = run_loop(cell("print(1)"), "FINAL(1)", limits=Limits(max_calls=1))
+        assert (ran.text, ran.budget.sub_calls) == ("1", 0)
 
-    def test_used_up_tokens_end_the_run_with_a_last_request(self):
-        limited = config(limits=Limits(max_tokens=10))
-        ran = run_script(cell("print(1)"), "FINAL(early)", config=limited)
-        assert (ran.result.answer, ran.result.stopped_by, ran.stats.root_requests) == ("early", "tokens", 2)
+    def test_a_slow_root_lm_is_cut_short_and_so_is_its_last_request(self):
+        ran = run_loop("FINAL(late)", "FINAL(later)", limits=Limits(timeout_s=0.5), latency_s=60)
+        assert (ran.ending.answer, ran.ending.stopped_by, len(ran.root.sent)) == (None, "time", 2)
+        assert ran.budget.account()["seconds"]["spent"] < 20
 
-    def test_a_batch_beyond_the_limit_is_refused_in_the_cell_and_nothing_of_it_is_asked(self):
-        code = "try: parallel_llm_query(['a'] * 5)\nexcept BudgetError as exc: FINAL(f'refused: {exc}')"
-        ran = run_script(cell(code), config=config(limits=Limits(max_calls=4)))
-        assert ran.result.answer.startswith("refused: the run's limit of 4 calls is used up (0 used); 5 call(s)")
-        assert ran.stats.sub_requests == 0
-
-    def test_used_up_calls_end_the_run_with_a_last_request(self):
-        ran = run_script(cell("llm_query('a')"), "FINAL(early)", config=config(limits=Limits(max_calls=1)))
-        assert (ran.result.answer, ran.result.stopped_by, ran.result.iterations) == ("early", "calls", 1)
-
-    def test_time_that_is_up_cuts_a_cell_short(self):
-        limited = config(limits=Limits(timeout_s=1.5))
-        ran = run_script(cell("import time; time.sleep(60)"), "FINAL(early)", config=limited)
-        assert (ran.result.answer, ran.result.stopped_by) == ("early", "time")
-        assert ran.result.elapsed_s < 10
-
-    def test_a_budget_can_be_asked_for_in_a_cell(self):
-        ran = run_script(cell("FINAL(budget())"), config=config(limits=Limits(max_calls=7)))
-        assert ran.result.answer == '{"calls": 7, "tokens": null, "usd": null, "seconds": null}'
+    def test_a_fast_root_lm_answers_the_last_request_in_its_share(self):
+        code = "import asyncio\nawait asyncio.sleep(60)"
+        ran = run_loop(cell(code), "FINAL(early)", limits=Limits(timeout_s=2.5))
+        assert (ran.text, ran.ending.stopped_by) == ("early", "time")
 
 
 class TestFailures:
     def test_messages_too_long_for_the_model_are_shortened_and_the_run_goes_on(self):
-        ran = run_script(cell("print('x' * 9_000)"), cell("FINAL('still here')"), window_tokens=2_000)
-        assert ran.result.answer == "still here"
-        assert ran.stats.errors[400] >= 1
+        too_long = ContextWindowError("too long")
+        ran = run_loop(cell("print('x' * 9_000)"), too_long, too_long, cell("FINAL('still here')"))
+        assert ran.text == "still here"
+        sizes = [len(message) for message in ran.told]
+        assert sizes[0] > 9_000 > sizes[1] > sizes[2]
+        shortened = ran.of(events.MessagesShortened)
+        assert [event.keep_chars for event in shortened] == [sizes[0] // 2, sizes[0] // 4]
 
     def test_a_window_too_short_for_the_prompt_itself_ends_the_run_in_order(self):
-        ran = run_script("FINAL(1)", window_tokens=100)
-        assert (ran.result.answer, ran.result.stopped_by) == (None, "context_window")
+        ran = run_loop(*[ContextWindowError("too long")] * 9)
+        assert (ran.ending.answer, ran.ending.stopped_by) == (None, "context_window")
 
-    def test_an_unknown_root_model_is_raised_with_the_providers_words(self):
-        with pytest.raises(UnknownModelError, match=r"has no model 'root'.*--model"):
-            run_script("FINAL(1)", models=("other",))
-
-    def test_a_provider_that_fails_for_good_is_raised(self):
+    def test_what_the_provider_refuses_for_good_is_raised(self):
         with pytest.raises(ProviderError, match="gave no answer"):
-            run_script("FINAL(1)", faults=(fault(status=400),))
-
-    @pytest.mark.parametrize(
-        ("how", "says"),
-        [
-            (WrongAnswer.EMPTY, "the answer was empty (3 times)"),
-            (WrongAnswer.DECLINED, "the model declined to answer: I cannot help with that. (3 times)"),
-        ],
-    )
-    def test_a_sub_llm_without_words_is_an_error_in_the_cell(self, how, says):
-        ran = run_script(
-            cell("try: llm_query('s' + 'ilent')\nexcept SubLLMError as exc: FINAL(str(exc))"),
-            faults=(fault(match="silent", answer=how, times=9),),
-        )
-        assert ran.result.answer == says
-        assert ran.stats.sub_requests == 3
-
-    def test_passing_faults_of_the_provider_are_retried(self):
-        ran = run_script("FINAL(1)", faults=(fault(status=500, headers={"retry-after-ms": "10"}),))
-        assert (ran.result.answer, ran.stats.errors[500]) == ("1", 1)
+            run_loop(ProviderError("gave no answer"))
 
 
-def fault(**options):
-    return Fault(**options)
+class TestEvents:
+    def test_each_message_is_said_once_and_what_was_sent_can_be_made_of_them(self):
+        ran = run_loop(cell("print(1)"), "Hm.", cell("1/0"), "FINAL(2)")
+        log = [event for event in ran.events if isinstance(event, events.MessageSent | events.RootReplied)]
+        messages = []
+        for event in log:
+            role, text = (
+                ("assistant", event.text) if isinstance(event, events.RootReplied) else (event.role, event.content)
+            )
+            if messages and messages[-1]["role"] == role:
+                messages[-1]["content"] += f"\n\n{text}"
+            else:
+                messages.append({"role": role, "content": text})
+        assert messages[:-1] == ran.root.sent[-1]
+        assert len([event for event in log if isinstance(event, events.MessageSent)]) == 2 + 3
+
+    def test_what_was_spent_is_told_after_every_reply(self):
+        ran = run_loop(cell("print(1)"), "FINAL(2)", usage=TokenUsage(input_tokens=3, output_tokens=1))
+        assert [event.tokens.total_tokens for event in ran.of(events.Spent)] == [4, 8]
+
+    def test_cells_are_numbered_through_the_run(self):
+        ran = run_loop(cell("1") + cell("2"), cell("3") + "\nFINAL_VAR(context)")
+        started = ran.of(events.CellStarted)
+        assert [(event.iteration, event.cell) for event in started] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+        assert [event.cell for event in ran.of(events.CellFinished)] == [1, 2, 3, 4]
+
+    def test_a_cell_tells_what_was_spent_while_it_ran(self):
+        price = Price(input=1e6, cached_input=1e6, output=1e6)
+        prices = PriceList({"root": price, "sub": price})
+
+        class Spending(ExecRepl):
+            async def run(self, code):
+                with self._given["budget"].reserve("sub", [4, 4]) as paid:
+                    for index in range(2):
+                        paid.begin(index)
+                        paid.settle(index, TokenUsage(input_tokens=10, output_tokens=1))
+                return await super().run(code)
+
+        ran = run_loop(cell("print(1)"), "FINAL(1)", prices=prices, make_repl=lambda budget: Spending(budget=budget))
+        cost = ran.of(events.CellFinished)[0].cost
+        assert (cost.calls, cost.tokens, cost.usd) == (2, 22, 22.0)
+        assert "2 calls, 22 tokens, $22.0000]" in ran.told[0]
+
+
+def test_the_events_of_a_loop_are_json():
+    ran = run_loop(cell("print(1)"), cell("FINAL([1, {'a': None}])"))
+    for event in ran.events:
+        assert json.loads(json.dumps(events.as_json(event), allow_nan=False))

@@ -3,19 +3,24 @@ import io
 import pytest
 
 from rlm import events
-from rlm.events import CellOutput
+from rlm.events import CellCost, CellOutput
 from rlm.progress import PlainView, Standing, some_lines, visible
 from rlm.usage import TokenUsage
 
+COST = CellCost(seconds=0.25)
 STARTED = events.RunStarted(
     run_id="r",
     parent_id=None,
+    parent_cell=None,
     depth=0,
     question="q",
     context="a str",
+    files=[],
     model="m",
     recursive_model="s",
     max_iterations=4,
+    settings={},
+    version="0",
     scripted=True,
     starting_s=0.0,
 )
@@ -24,6 +29,8 @@ STARTED = events.RunStarted(
 def finished(index, *, run_id="r", error=None):
     return events.SubCallFinished(
         run_id=run_id,
+        iteration=1,
+        cell=1,
         batch=1,
         index=index,
         prompt="p",
@@ -40,7 +47,7 @@ def test_the_standing_gathers_what_has_happened():
     for event in (
         STARTED,
         events.RootReplied(run_id="r", iteration=2, text="", usage=TokenUsage(output_tokens=5), latency_s=1),
-        events.SubCallsStarted(run_id="r", batch=1, count=3, model="s"),
+        events.SubCallsStarted(run_id="r", iteration=1, cell=1, batch=1, count=3, model="s"),
         events.SubCallRetried(run_id="r", batch=1, index=0, reason="500", wait_s=1),
         finished(0),
         finished(1, error="refused"),
@@ -66,12 +73,16 @@ def test_a_child_run_does_not_move_the_iteration_of_its_parent():
         events.RunStarted(
             run_id="child",
             parent_id="r",
+            parent_cell=1,
             depth=1,
             question="q",
             context="",
+            files=[],
             model="m",
             recursive_model="s",
             max_iterations=99,
+            settings={},
+            version="0",
             scripted=True,
             starting_s=0.0,
         )
@@ -101,7 +112,7 @@ def test_plain_lines_tell_the_steps_without_escapes():
     result = CellOutput(stdout="\x1b[2Jhello\n", stderr="", value="", error=None, final=None, late=[])
     with PlainView(out) as view:
         view(STARTED)
-        view(events.CellFinished(run_id="r", iteration=1, result=result, error=None, seconds=0.25))
+        view(events.CellFinished(run_id="r", iteration=1, cell=1, result=result, error=None, cost=COST))
         view(events.Notice(run_id="r", text="look out"))
     lines = out.getvalue().splitlines()
     assert [line.split("] ", 1)[1] for line in lines] == [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlm.reply import Reply, TextFinal, _open_quote, parse_reply
+from rlm.reply import Reply, TextFinal, _open_quote, is_literal, parse_reply
 
 NOTHING = Reply(cells=(), final=None, unclosed_final=False)
 
@@ -162,14 +162,7 @@ def test_comments_hide_what_they_hold_and_other_html_does_not():
         ("FINAL(\nOne (1).\n\n- Two\n)\n", "One (1).\n\n- Two"),
         ("FINAL(It's 5)", "It's 5"),
         ("FINAL(Run\n```python\nf()\n```\n)", "Run\n```python\nf()\n```"),
-        ("FINAL('it\\'s :)')", "it's :)"),
-        ('FINAL("a\\nb")', "a\nb"),
-        ('FINAL("""a (\n"b""")', 'a (\n"b'),
-        ('FINAL("two\nlines :(")', "two\nlines :("),
-        ('FINAL("C:\\dir")', "C:\\dir"),
         ('FINAL("\\x")', '"\\x"'),
-        ('FINAL("\\ud83d\\ude00 \\ud83d")', "\U0001f600 \ufffd"),
-        ("FINAL('')", ""),
         ('FINAL("Moby-Dick (1851)" by O\'Brien)', '"Moby-Dick (1851)" by O\'Brien'),
         ('FINAL("a", "b")', '"a", "b"'),
         ('FINAL("5" x 7" (board))', '"5" x 7" (board)'),
@@ -177,6 +170,50 @@ def test_comments_hide_what_they_hold_and_other_html_does_not():
 )
 def test_a_final_on_lines_of_its_own_counts(text, content):
     assert parse_reply(text) == Reply((), value(content), unclosed_final=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("FINAL('it\\'s :)')", "it's :)"),
+        ('FINAL("a\\nb")', "a\nb"),
+        ('FINAL("""a (\n"b""")', 'a (\n"b'),
+        ('FINAL("two\nlines :(")', "two\nlines :("),
+        ('FINAL("C:\\dir")', "C:\\dir"),
+        ('FINAL("\\ud83d\\ude00 \\ud83d")', "\U0001f600 \ufffd"),
+        ("FINAL('')", ""),
+    ],
+)
+def test_a_final_that_is_one_string_literal_is_text_and_has_its_value(text, content):
+    assert parse_reply(text) == Reply((), TextFinal("text", content), unclosed_final=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        *[(text, True) for text in ("42", "-1.5", "[1, 'a']", "{'a': None}", "('x',)", "'a' 'b'", "1+2j")],
+        *[(text, False) for text in ("x", "the words", "f'{x}'", "f(1)", "[x]", "1 +", "", "(" * 5_000, "1" * 20_000)],
+    ],
+)
+def test_literals_are_told_from_names_and_words(content, expected):
+    assert is_literal(content) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "unclosed"),
+    [
+        ("```repl\nx = 1\n```", False),
+        ("```repl\nx = 1\n```\n```text\nmore", False),
+        ("```repl\nx = 1", True),
+        ("```repl\nx = 1\n", True),
+        ("```repl\nx = 1\n```\n```repl\ny = 2", True),
+        ("- item\n  ```repl\n  x = 1\n  ```", False),
+        ("```repl\ntext = '''\n```\nin the text", True),
+        ("~~~repl\nx = 1\n```", True),
+    ],
+)
+def test_a_last_cell_without_an_end_is_told(text, unclosed):
+    assert parse_reply(text).unclosed_cell is unclosed
 
 
 @pytest.mark.parametrize("inner", ["answer", " answer ", "'answer'", '"answer"', "`answer`", "\nanswer\n"])
@@ -330,7 +367,7 @@ def test_balanced_text_comes_back_from_a_final(text, mark):
 @settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\r\x00")))
 def test_any_text_comes_back_from_a_final_as_a_literal(text):
-    assert final(f"FINAL({text!r})") == value(text)
+    assert final(f"FINAL({text!r})") == TextFinal("text", text)
 
 
 MEGABYTE = 10**6

@@ -8,16 +8,18 @@ import contextlib
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import modal
 
+from rlm.cleanup import forgiving
 from rlm.config import Provider
 from rlm.context import Context
-from rlm.engine import RLM
+from rlm.engine import RLM, tell_notice, unfailing
 from rlm.environment import environment_with
 from rlm.errors import PlatformError, RLMError, exit_status, in_one_line
 from rlm.events import Emit
@@ -50,20 +52,28 @@ async def follow(
 
     Raises: InputError for files that cannot be read; what the run raises.
     """
-    uploaded: Uploaded | None = None
-    try:
+    tell = unfailing(tell)
+    async with contextlib.AsyncExitStack() as stack:
         if isinstance(request.source, Paths):
             with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
-                uploaded = await upload(volume, request.source.open(Path(folder)))
-            request = replace(request, source=uploaded)
+                files = uploaded(volume, request.source.open(Path(folder)))
+                notice = partial(tell_notice, tell, request.run_id)
+                request = replace(request, source=await stack.enter_async_context(forgiving(files, notice)))
         async for item in solve_live.remote_gen.aio(request):
             if isinstance(item, RunResult):
                 return item
             tell(item)
-    finally:
-        if uploaded is not None:
-            await forget(volume, uploaded)
     raise PlatformError("the run on Modal ended without a result")
+
+
+@contextlib.asynccontextmanager
+async def uploaded(volume: modal.Volume, context: Context) -> AsyncIterator[Uploaded]:
+    """The files of a context on the Volume, for a while."""
+    source = await upload(volume, context)
+    try:
+        yield source
+    finally:
+        await forget(volume, source)
 
 
 async def make_recorded(
@@ -179,8 +189,15 @@ class DictRunStore:
 
 
 async def remember(store: modal.Dict, record: RunRecord) -> None:
-    """Write down how a run stands; the run's own part of it."""
-    await store.put.aio(_record_key(record.id), record)
+    """Write down how a run stands; the run's own part of it.
+
+    A write that fails is told in the container's log and ends nothing: the Function call has the result, too.
+    """
+    try:
+        await store.put.aio(_record_key(record.id), record)
+    except Exception as exc:  # noqa: BLE001  # no trouble with the Dict is worth an answer
+        words = " ".join(str(exc).split())[:500]
+        sys.stderr.write(f"run {record.id} is {record.state}, which could not be written down: {words}\n")
 
 
 def succeeded(run_id: str, result: RunResult) -> RunRecord:
@@ -189,6 +206,7 @@ def succeeded(run_id: str, result: RunResult) -> RunRecord:
         id=run_id,
         state="succeeded",
         answer=result.answer,
+        value=result.value,
         stopped_by=result.stopped_by,
         iterations=result.iterations,
         usage=result.usage,

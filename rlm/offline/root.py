@@ -53,7 +53,7 @@ def _reply_with(step: str, messages: Sequence[tuple[str, str]]) -> str:
         case "fan_out":
             prose = "I cut the context into chunks and ask a sub-LLM about each."
             code = f"{_source('pieces', 'record', 'chunks', 'score', 'fan_out')}\n"
-            code += "calls = budget().get('calls')\n"
+            code += "calls = budget()['calls']['left']\n"
             code += f"question = {question!r}\nmost = 400 if calls is None else min(400, int(calls))\n"
             code += f"parts, answers = fan_out(context, question, {words!r}, parallel_llm_query, most=most, {number})"
         case "verify":

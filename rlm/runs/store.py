@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from rlm.events import JsonValue
 from rlm.runs.request import RunRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -14,11 +15,13 @@ ENDED: frozenset[State] = frozenset(("succeeded", "failed", "cancelled"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """How a run stands. What is not known yet is None; `error` tells why a run has failed."""
+    """How a run stands. What is not known yet is None; `value` is what `answer` is the text of, `error` tells why a
+    run has failed."""
 
     id: str
     state: State
     answer: str | None = None
+    value: JsonValue = None
     stopped_by: str | None = None
     iterations: int | None = None
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -28,7 +28,7 @@ class Run:
         self.namespace = {
             "context": self.context,
             "parallel_llm_query": self.query,
-            "budget": lambda: {"calls": self.calls, "usd": None},
+            "budget": lambda: {"calls": {"spent": 0, "left": self.calls}},
             "FINAL": lambda value: setattr(self, "final", str(value)),
             "FINAL_VAR": lambda name: setattr(self, "final", str(self.namespace[name])),
         }
@@ -194,7 +194,7 @@ def test_a_last_request_is_answered_in_text_with_the_best_so_far(line):
         run.step()
     run.messages.append(("user", "This is the last request: the run ends here. Give FINAL(answer)."))
     final = parse_reply(root.reply(run.messages)).final
-    assert (final.kind, final.content) == ("value", line)
+    assert (final.kind == "variable", final.content) == (False, line)
 
 
 def test_a_last_request_before_anything_was_found_is_answered_so():

@@ -25,6 +25,7 @@ def test_an_event_is_a_line_of_json_as_soon_as_it_happens(tmp_path):
         "text": "é \ud800 \u2028",
         "usage": {"input_tokens": 3, "cached_input_tokens": 0, "output_tokens": 0},
         "latency_s": 0.5,
+        "cut": False,
     }
 
 

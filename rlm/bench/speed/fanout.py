@@ -16,12 +16,13 @@ from rlm.bench.speed.peers import Peer
 from rlm.bench.speed.report import Report, Row
 from rlm.budget import Budget
 from rlm.calls import CallAnswerer
-from rlm.config import Limits, Provider, ReplLimits
+from rlm.config import Limits, Provider, ReplLimits, RunConfig
 from rlm.context import context_from_value
 from rlm.engine import ignore, local_backend
 from rlm.errors import InputError, RLMError, SubLLMError
 from rlm.offline.sub import NOT_FOUND
 from rlm.repl.session import ReplSession
+from rlm.state import RunState
 from rlm.usage import Price, PriceList
 from rlm.workers.base import Completion
 from rlm.workers.pool import WorkerPool
@@ -128,7 +129,8 @@ async def run_rounds(case: Case, base_url: str, pool_size: int, rounds: int) -> 
     with tempfile.TemporaryDirectory(prefix="rlm-bench-") as folder:
         context = context_from_value("nothing", Path(folder))
         async with TimedPool(backend.worker_launcher, backend.registry, size=pool_size) as pool:
-            calls = CallAnswerer("bench", pool, Budget(Limits(), prices), ignore, models=[MODEL], ask_child=None)
+            state, config = RunState(run_id="bench", max_iterations=1), RunConfig(model=MODEL, recursive_model=MODEL)
+            calls = CallAnswerer(state, config, pool, Budget(Limits(), prices), ignore, ask_child=None)
             async with ReplSession(backend.repl_launcher, context, ReplLimits(), calls) as repl:
                 for number in range(rounds):
                     pool.slowest_call_s = 0.0
