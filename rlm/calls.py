@@ -58,6 +58,7 @@ class CallAnswerer:
         self._state = state
         self._models = [config.recursive_model, config.model]
         self._max_prompt_chars = config.sub_llm_chars
+        self._max_children = config.max_children
         self._pool = pool
         self._budget = budget
         self._emit = emit
@@ -154,14 +155,20 @@ class CallAnswerer:
     async def _ask_children(self, questions: list[ChildQuestion], cell: int, ask: AskChild) -> list[Outcome]:
         if (longest := max((len(question.prompt) for question in questions), default=0)) > self._max_prompt_chars:
             return refused(len(questions), too_long(longest, self._max_prompt_chars))
+        outcomes: dict[int, Outcome] = {}
+        coming = enumerate(questions)
+
+        async def ask_in_turn() -> None:
+            for index, question in coming:
+                outcomes[index] = await ask_one(index, question, cell, ask)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(ask_one(index, question, cell, ask)) for index, question in enumerate(questions)
-                ]
+                for _ in range(min(len(questions), self._max_children)):
+                    group.create_task(ask_in_turn())
         except* RLMError as errors:
             raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return [outcomes[index] for index in range(len(questions))]
 
 
 class Batch:

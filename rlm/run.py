@@ -80,10 +80,13 @@ class Place:
     parent_cell: int | None = None
 
 
+TOP = Place()
+
+
 class Run:
     """One run, or one child run."""
 
-    def __init__(self, parts: Parts, budget: Budget, run_id: str, place: Place = Place()) -> None:
+    def __init__(self, parts: Parts, budget: Budget, run_id: str, place: Place = TOP) -> None:
         self.run_id = run_id
         self.budget = budget
         self._parts = parts
@@ -196,6 +199,8 @@ class Run:
 
         Raises: SubLLMError when there is none; LimitReachedError when the budget has no reply left for it.
         """
+        if not question.prompt.strip():
+            raise SubLLMError("the question for the child run is empty")
         depth = self._place.depth
         async with self._parts.child_slots[depth]:
             place = Place(depth=depth + 1, parent_id=self.run_id, parent_cell=cell)

@@ -103,6 +103,10 @@ class TestChildren:
         ran = run_script(cell(code), faults=(Fault(match="Question: what of the boom", status=400, times=9),))
         assert ran.result.answer.startswith("told: 'sub' at http")
 
+    def test_a_child_is_asked_something(self):
+        code = "try: rlm_query('  ', 'x')\nexcept SubLLMError as exc: FINAL(exc)"
+        assert run_script(cell(code)).result.answer == "the question for the child run is empty"
+
     def test_a_child_tells_which_cell_asked_for_it(self):
         code = "if context == 'small': FINAL(1)\nelse: rlm_query('q', 'small')"
         ran = run_script(cell("1") + cell(code), cell("FINAL(2)"), context="large")
