@@ -16,7 +16,7 @@ _SHOUTED = ("FINAL", "FINAL_VAR", "SHOW_VARS")
 
 
 def cell_report(number: int, result: CellOutput, cost: CellCost) -> str:
-    """What cell `number` of a reply did, and what it took."""
+    """What cell `number` of the run did, what it took, and which variables it made."""
     parts = [f"Output of cell {number}:"]
     for late in result.late:
         text = (late.stdout + late.stderr).rstrip()
@@ -32,16 +32,17 @@ def cell_report(number: int, result: CellOutput, cost: CellCost) -> str:
         parts += _hints(result.error)
     if len(parts) == 1:
         parts.append("(nothing was printed; use print to see values)")
-    return "\n".join([*parts, cost_line(number, cost)])
+    return "\n".join([*parts, cost_line(number, cost, result.new_names)])
 
 
-def cost_line(number: int, cost: CellCost) -> str:
-    """What a cell took, in a line."""
+def cost_line(number: int, cost: CellCost, new_names: Sequence[str] = ()) -> str:
+    """What a cell took, and the variables it made, in a line."""
     parts = [f"{cost.seconds:.1f} s"]
     if cost.calls:
-        parts += [f"{cost.calls:,} calls", f"{cost.tokens:,} tokens"]
+        parts += [f"{cost.calls:,} call{'s' * (cost.calls != 1)}", f"{cost.tokens:,} tokens"]
         parts += [] if cost.usd is None else [f"${cost.usd:.4f}"]
-    return f"[cell {number}: {', '.join(parts)}]"
+    made = f"; new: {', '.join(new_names)}" if new_names else ""
+    return f"[cell {number}: {', '.join(parts)}{made}]"
 
 
 def _hints(error: str) -> list[str]:

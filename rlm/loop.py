@@ -135,7 +135,7 @@ class Loop:
     async def _run_cells(self, cells: Sequence[str]) -> tuple[Answer | None, bool]:
         """Run cells up to one that gives the answer or fails: the answer, and whether all went well."""
         for number, code in enumerate(cells, start=1):
-            output = await self._run_cell(number, code, partial(self._repl.run, code))
+            output = await self._run_cell(code, partial(self._repl.run, code))
             if output is not None and output.final is not None:
                 return output.final, True
             if output is None or output.error is not None:
@@ -155,7 +155,7 @@ class Loop:
         if cells and (final.kind == "text" or (final.kind == "value" and is_literal(final.content))):
             self._reports.append(self._prompts("early_final"))
             return None
-        output = await self._evaluate(final, cells + 1)
+        output = await self._evaluate(final)
         if output is None or output.final is None:
             self._reports.append(self._prompts("after_error"))
             return None
@@ -164,14 +164,14 @@ class Loop:
             return None
         return output.final
 
-    async def _evaluate(self, final: TextFinal, number: int) -> CellOutput | None:
+    async def _evaluate(self, final: TextFinal) -> CellOutput | None:
         if final.kind == "variable":
             code = f"FINAL_VAR({final.content!r})"
-            return await self._run_cell(number, code, partial(self._repl.run, code))
-        return await self._run_cell(number, f"FINAL({final.content})", partial(self._repl.final, final.content))
+            return await self._run_cell(code, partial(self._repl.run, code))
+        return await self._run_cell(f"FINAL({final.content})", partial(self._repl.final, final.content))
 
-    async def _run_cell(self, number: int, code: str, run: Callable[[], Awaitable[CellOutput]]) -> CellOutput | None:
-        """Run one cell, `number` in its reply: what it did, or None where the REPL died of it."""
+    async def _run_cell(self, code: str, run: Callable[[], Awaitable[CellOutput]]) -> CellOutput | None:
+        """Run one cell: what it did, or None where the REPL died of it."""
         iteration, cell = self._state.iteration, self._state.begin_cell()
         self._emit(events.CellStarted(run_id=self._state.run_id, iteration=iteration, cell=cell, code=code))
         cost = self._budget.measure()
@@ -189,9 +189,9 @@ class Loop:
             )
         )
         if output is None:
-            self._reports.append(feedback.death_report(number, error or ""))
+            self._reports.append(feedback.death_report(cell, error or ""))
         elif output.final is None:
-            self._reports.append(feedback.cell_report(number, output, spent))
+            self._reports.append(feedback.cell_report(cell, output, spent))
         return output
 
     async def _ask_for_the_last_time(self, reason: str) -> tuple[Answer | None, str | None]:
@@ -211,7 +211,7 @@ class Loop:
                     return answer or words, None
                 if words is not None and not self._has_names:  # a REPL to be started has no more to say
                     return words, None
-                output = await self._evaluate(final, len(reply.cells) + 1)
+                output = await self._evaluate(final)
                 return words if output is None else output.final, None
         except (ContextWindowError, EmptyReplyError, LimitReachedError, ReplBrokenError, TimeoutError):
             return words, None

@@ -148,7 +148,7 @@ class Run:
         except LimitReachedError as limit:
             return Ending(answer=None, stopped_by=limit.kind, iterations=0)
         conversation = Conversation(self.run_id, self._root, self.budget, parts.emit)
-        conversation.say(self._system_prompt(prompts, repl.context_description), role="system")
+        conversation.say(self._system_prompt(prompts, repl), role="system")
         conversation.say(prompts("question", question=question))
         ending = await Loop(conversation, repl, self.budget, self._state, prompts, parts.emit).run()
         if ending.answer is None and ending.prose is not None and self._place.depth == 0:
@@ -178,13 +178,14 @@ class Run:
         if context.skipped:
             self.notice(skipped_notice(context.skipped))
 
-    def _system_prompt(self, prompts: Prompts, context_description: str) -> str:
+    def _system_prompt(self, prompts: Prompts, repl: ReplSession) -> str:
         config = self._config
+        kind = repl.context_type
         return prompts(
             "system",
-            example=prompts("example"),
-            libraries="",
-            context=context_description,
+            example=prompts(f"example.{kind}" if kind in ("str", "list", "dict") else "example"),
+            libraries="".join(f", {name}" for name in repl.libraries),
+            context=repl.context_description,
             max_output_chars=f"{config.repl.max_output_chars:,}",
             sub_llm_chars=config.sub_llm_chars,
             in_flight=self._parts.pool.stats().concurrency_limit,

@@ -68,10 +68,14 @@ class TestCostLine:
         cost = CellCost(seconds=3.21, calls=12, tokens=4310, usd=0.002)
         assert feedback.cost_line(1, cost) == "[cell 1: 3.2 s, 12 calls, 4,310 tokens, $0.0020]"
 
-    def test_a_cost_that_is_not_known_is_left_out(self):
+    def test_the_variables_that_a_cell_has_made_are_told(self):
+        made = ["rows: list of 120", "total: int"]
         assert (
-            feedback.cost_line(1, CellCost(seconds=3.21, calls=1, tokens=10)) == "[cell 1: 3.2 s, 1 calls, 10 tokens]"
+            feedback.cost_line(2, CellCost(seconds=0.1), made) == "[cell 2: 0.1 s; new: rows: list of 120, total: int]"
         )
+
+    def test_a_cost_that_is_not_known_is_left_out(self):
+        assert feedback.cost_line(1, CellCost(seconds=3.21, calls=1, tokens=10)) == "[cell 1: 3.2 s, 1 call, 10 tokens]"
 
 
 class TestModelsLine:

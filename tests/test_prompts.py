@@ -20,13 +20,14 @@ VALUES = {
     "example": "print(context[:100])",
     "libraries": ", numpy and pandas",
     "models": "The root LM is gpt-5, the sub-LLM gpt-5-nano.",
+    "max_children": 17,
     "max_output_chars": "7,890",
     "sub_llm_chars": 200_001,
     "in_flight": 65,
     "max_iterations": 12,
     "budget": "[Left: 12 replies, 34 sub-LLM calls.]",
 }
-OF_THE_SMALL_SET = VALUES.keys() - {"example", "libraries", "models"}
+OF_THE_SMALL_SET = VALUES.keys() - {"example", "libraries", "max_children", "models"}
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -34,7 +35,11 @@ OF_THE_SMALL_SET = VALUES.keys() - {"example", "libraries", "models"}
 class TestSystemPrompts:
     def test_every_value_is_told(self, name, parallel):
         text = Prompts(name, parallel=parallel)("system", **VALUES)
-        for key in OF_THE_SMALL_SET if name == "small" else VALUES.keys() - ({"example"} if parallel else set()):
+        for key in (
+            OF_THE_SMALL_SET
+            if name == "small"
+            else VALUES.keys() - ({"example", "max_children"} if parallel else set())
+        ):
             assert str(VALUES[key]) in text
         assert "$" not in text
 
