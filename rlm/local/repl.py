@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlm.config import ReplLimits
+from rlm.context import Context
 from rlm.errors import ReplBrokenError, ReplDiedError
 from rlm.repl.session import SIGNAL_STATUS, ReplProcess, how_it_ended
 from sandbox_image import driver_path
@@ -68,8 +70,9 @@ class LocalReplLauncher:
         """What the user is to be told, once, of how well this machine keeps model-written code apart."""
         return _NOTICES.get(await asyncio.to_thread(_working_tool))
 
-    async def start(self) -> ReplProcess:
+    async def start(self, context: Context, limits: ReplLimits) -> ReplProcess:
         """A new driver."""
+        del context, limits
         tool = await asyncio.to_thread(_working_tool)
         environment = {name: os.environ[name] for name in ENVIRONMENT_KEPT if name in os.environ}
         scratch = Path(tempfile.mkdtemp(prefix="rlm-repl-"))

@@ -9,6 +9,8 @@ from pathlib import Path
 import modal
 from modal.container_process import ContainerProcess
 
+from rlm.config import ReplLimits
+from rlm.context import Context
 from rlm.errors import ReplBrokenError, ReplDiedError
 from rlm.modal.sandboxes import MODAL_FAILED, ROLE_TAG, create, list_running, terminate, terminate_after, words_of
 from rlm.repl.session import OUT_OF_MEMORY, ReplProcess, how_it_ended
@@ -62,8 +64,9 @@ class ModalReplLauncher:
         """Nothing: a Sandbox of its own, without a network, is apart."""
         return None
 
-    async def start(self) -> ReplProcess:
-        """A new driver. Raises: ReplBrokenError."""
+    async def start(self, context: Context, limits: ReplLimits) -> ReplProcess:
+        """A new driver; its Sandbox has its own limits, and files are copied there. Raises: ReplBrokenError."""
+        del context, limits
         if self._is_first:
             self._is_first = False
             await self._end_those_of_the_run()

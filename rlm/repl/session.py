@@ -61,8 +61,8 @@ class ReplLauncher(Protocol):
     async def notice(self) -> str | None:
         """What the user is to be told of how well model-written code is kept apart, if anything."""
 
-    async def start(self) -> ReplProcess:
-        """A new driver process.
+    async def start(self, context: Context, limits: ReplLimits) -> ReplProcess:
+        """A new driver process, to which the files of `context` can be placed, all of it within `limits`.
 
         Raises: ReplBrokenError when it cannot be started; nothing of it is left behind then.
         """
@@ -197,7 +197,7 @@ class ReplSession:
     async def _start(self) -> None:
         try:
             self._nonce = os.urandom(frames.NONCE_BYTES)
-            self._process = process = await self._launcher.start()
+            self._process = process = await self._launcher.start(self._context, self._limits)
             self._reading = asyncio.create_task(self._read_frames(process.reader))
             limits = resources(self._limits, self._context.size_bytes)
             await process.write(self._nonce)

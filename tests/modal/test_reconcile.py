@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from rlm.config import ReplLimits
+from rlm.context import context_from_value
 from rlm.errors import WorkerError
 from rlm.modal.reconcile import SweepPolicy, sweep, terminate_all
 from rlm.modal.repl import ModalReplLauncher
@@ -114,9 +116,10 @@ def test_a_worker_that_no_entry_knows_is_ended_when_it_is_old_and_at_rest(on_mod
     asyncio.run(main())
 
 
-def test_a_repl_older_than_any_run_is_ended(on_modal):
+def test_a_repl_older_than_any_run_is_ended(on_modal, tmp_path):
     async def main():
-        process = await ModalReplLauncher(on_modal.app, IMAGE, run_id="r").start()
+        launcher = ModalReplLauncher(on_modal.app, IMAGE, run_id="r")
+        process = await launcher.start(context_from_value("", tmp_path), ReplLimits())
         registry = on_modal.registry(1)
         assert await sweep(on_modal.app_id, registry, SweepPolicy()) == NOTHING
         assert len(on_modal.alive()) == 1

@@ -189,7 +189,7 @@ class TestWhenModalWillNot:
         (tmp_path / "x").write_text("x")
 
         async def main():
-            process = await on_modal.launcher().start()
+            process = await on_modal.launcher().start(context_from_value("", tmp_path), ReplLimits())
             (info,) = on_modal.sandboxes()
             modal_faults.kill_sandbox(info.sandbox_id)
             while on_modal.sandboxes():  # noqa: ASYNC110

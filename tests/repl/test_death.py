@@ -201,7 +201,7 @@ def test_a_context_that_cannot_be_read_is_bad_input(start, tmp_path):
 
 def test_a_driver_that_does_not_come_up_is_told(start, tmp_path):
     class Launcher:
-        async def start(self):
+        async def start(self, context, limits):
             from rlm.local.repl import LocalReplProcess
 
             folder = tmp_path / "scratch"
