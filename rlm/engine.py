@@ -12,8 +12,9 @@ from typing import Self
 
 import uvloop
 
+from rlm import scratch
 from rlm.budget import Budget
-from rlm.cleanup import forgiving, scratch_folder
+from rlm.cleanup import forgiving
 from rlm.config import Provider, RunConfig
 from rlm.context import context_from_value
 from rlm.errors import InputError
@@ -151,7 +152,7 @@ class RLM:
             scripted=self._provider.scripted,
         )
         run = Run(parts, Budget(config.limits, self._prices), run_id or new_run_id())
-        with scratch_folder(run.notice) as folder:
+        with scratch.folder("context", run.notice) as folder:
             ending = await run.answer(question, context_from_value(context, folder))
         return RunResult(
             answer=None if ending.answer is None else ending.answer.text,

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import rlm
-from rlm import events, feedback
+from rlm import events, feedback, scratch
 from rlm.budget import Budget
 from rlm.calls import CallAnswerer
-from rlm.cleanup import forgiving, scratch_folder
+from rlm.cleanup import forgiving
 from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_text
 from rlm.conversation import Conversation
@@ -207,7 +207,7 @@ class Run:
             place = Place(depth=depth + 1, parent_id=self.run_id, parent_cell=cell)
             child = Run(self._parts, self.budget.child(), new_run_id(), place)
             child.check_affordable(question.prompt)
-            with scratch_folder(child.notice) as folder:
+            with scratch.folder("context", child.notice) as folder:
                 kind: Kind = "json" if question.is_json else "text"
                 ending = await child.answer(question.prompt, context_from_text(question.context, kind, folder))
         if ending.answer is None:

@@ -1,11 +1,8 @@
 import asyncio
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from rlm.cleanup import forgiving, scratch_folder
-from rlm.errors import InputError
+from rlm.cleanup import forgiving
 
 
 class Resource:
@@ -50,15 +47,3 @@ def test_an_error_of_the_work_is_the_one_that_is_raised():
 def test_a_cancellation_while_cleaning_up_is_heard():
     with pytest.raises(asyncio.CancelledError):
         leave(Resource(asyncio.CancelledError()), lambda _: None)
-
-
-def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with pytest.raises(InputError, match="no folder can be made for the context"), scratch_folder(lambda _: None):
-        pass
-
-
-def test_a_folder_is_gone_in_the_end():
-    with scratch_folder(lambda _: None) as folder:
-        (folder / "file").write_text("x")
-    assert not Path(folder).exists()

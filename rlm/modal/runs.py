@@ -6,7 +6,6 @@ import argparse
 import builtins
 import contextlib
 import sys
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import modal
 
+from rlm import scratch
 from rlm.cleanup import forgiving
 from rlm.config import Provider
 from rlm.context import Context
@@ -55,9 +55,9 @@ async def follow(
     tell = unfailing(tell)
     async with contextlib.AsyncExitStack() as stack:
         if isinstance(request.source, Paths):
-            with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
-                files = uploaded(volume, request.source.open(Path(folder)))
-                notice = partial(tell_notice, tell, request.run_id)
+            notice = partial(tell_notice, tell, request.run_id)
+            with scratch.folder("context", notice) as folder:
+                files = uploaded(volume, request.source.open(folder))
                 request = replace(request, source=await stack.enter_async_context(forgiving(files, notice)))
         async for item in solve_live.remote_gen.aio(request):
             if isinstance(item, RunResult):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from rlm import scratch
 from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_paths, context_from_value
 from rlm.engine import RLM
@@ -83,8 +83,8 @@ async def make_run(
     `answered` is given the result as soon as it is there: what is waited for afterwards, such as workers on their
     way, keeps no answer back. Raises: as `RLM.run` does.
     """
-    with tempfile.TemporaryDirectory(prefix="rlm-context-") as folder:
-        context = request.source.open(Path(folder))
+    with scratch.folder("context") as folder:
+        context = request.source.open(folder)
         async with rlm:
             result = await rlm.run(request.question, context, run_id=request.run_id)
             if answered is not None:

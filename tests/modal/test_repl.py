@@ -246,12 +246,13 @@ def test_a_cell_that_is_cancelled_leaves_no_sandbox(on_modal, tmp_path):
     asyncio.run(main())
 
 
-def test_a_new_attempt_at_a_run_ends_what_the_last_one_left(on_modal):
+def test_a_new_attempt_at_a_run_ends_what_the_last_one_left(on_modal, tmp_path):
     async def main():
-        other = await on_modal.launcher(run_id="other").start()
-        killed = await on_modal.launcher(run_id="r1").start()
+        told = context_from_value("", tmp_path), ReplLimits()
+        other = await on_modal.launcher(run_id="other").start(*told)
+        killed = await on_modal.launcher(run_id="r1").start(*told)
         again = on_modal.launcher(run_id="r1")
-        both = [await again.start(), await again.start()]  # the run's, and a child's
+        both = [await again.start(*told), await again.start(*told)]  # the run's, and a child's
         await until(lambda: len(on_modal.sandboxes()) == 3)
         assert sorted(info.tags["run"] for info in on_modal.sandboxes()) == ["other", "r1", "r1"]
         for process in (killed, other, *both):
