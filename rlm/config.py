@@ -76,7 +76,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplLimits:
-    """What one REPL may take. `memory_mib` is on top of what its context needs.
+    """What one REPL may take, with all the processes that its cells start.
+
+    `memory_mib` is on top of what its context needs. `file_mib` bounds one file, `disk_mib` all of them; where they
+    are in memory, as on this machine, they count as memory too.
 
     A cell is interrupted after `cell_timeout_s`, and killed with its REPL when it still runs
     `interrupt_grace_s` later. The time it waits for sub-LLMs does not count; `cell_max_s` bounds it with all waits.
@@ -89,6 +92,7 @@ class ReplLimits:
     memory_mib: int = 8_192
     processes: int = 512
     file_mib: int = 1_024
+    disk_mib: int = 2_048
 
     def __post_init__(self) -> None:
         check_amount("cell_timeout_s", self.cell_timeout_s, above_zero=True)

@@ -4,105 +4,84 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlm.config import ReplLimits
 from rlm.context import Context
-from rlm.errors import ReplBrokenError, ReplDiedError
-from rlm.repl.session import SIGNAL_STATUS, ReplProcess, how_it_ended
-from sandbox_image import driver_path
+from rlm.errors import InputError, ReplBrokenError, ReplDiedError
+from rlm.local.isolation import TOOLS, Confined, Tool, choose, confine, environment
+from rlm.local.watch import Watch, Watched
+from rlm.repl.session import MIB, SIGNAL_STATUS, ReplProcess, how_it_ended, resources
+from rlm.scratch import Scratch
 
-ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 STDERR_KEPT_CHARS = 4_000
 STREAM_LIMIT_BYTES = 1 << 20
-PROBE_TIMEOUT_S = 10
 EXIT_TIMEOUT_S = 1
-
-# A shell stands between the namespace and Python: the first process of a PID namespace cannot be killed from
-# inside it, and `unshare` reports a killed child as exit status 1. What the shell says of its child is dropped.
-_AS_CHILD = ("sh", "-c", 'exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; exit $?', "sh")
-_NAMESPACES = ("unshare", "--user", "--map-current-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL")
-_NO_PRIVILEGES = ("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
-_UNSHARE = (*_DIE_WITH_US, *_NAMESPACES, *_NO_PRIVILEGES)
-
-_NOTICES = {
-    "unshare": "bwrap is not installed: model-written code has no network and sees no process of yours, but it can "
-    "read and write your files",
-    None: "this machine cannot isolate the REPL (neither bwrap nor unshare works): model-written code runs as you, "
-    "with your files, your processes and your network",
-}
-
-
-def _bubblewrap(scratch: Path) -> tuple[str, ...]:
-    """The file system read-only but for `scratch`; no network, processes, users or IPC of the host."""
-    read_only = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", str(scratch), str(scratch))
-    return ("bwrap", *read_only, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--")
-
-
-def _works(prefix: tuple[str, ...]) -> bool:
-    try:
-        probe = subprocess.run([*prefix, "true"], capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return probe.returncode == 0
-
-
-@functools.cache
-def _working_tool() -> str | None:
-    """The best this machine has to keep a REPL apart. Looked for once in a process."""
-    if _works(_bubblewrap(Path(tempfile.gettempdir()))):
-        return "bwrap"
-    return "unshare" if _works(_UNSHARE) else None
 
 
 class LocalReplLauncher:
-    """Starts drivers as subprocesses, each with its own temporary folder. No variable of ours reaches them."""
+    """Starts drivers as subprocesses, kept apart by the first of the `tools` that works here.
+
+    Each has a folder of its own. No variable of ours reaches them.
+    """
+
+    def __init__(self, tools: Sequence[Tool] = TOOLS) -> None:
+        self._tools = tuple(tools)
 
     async def notice(self) -> str | None:
         """What the user is to be told, once, of how well this machine keeps model-written code apart."""
-        return _NOTICES.get(await asyncio.to_thread(_working_tool))
+        return (await asyncio.to_thread(choose, self._tools)).notice()
 
     async def start(self, context: Context, limits: ReplLimits) -> ReplProcess:
         """A new driver."""
-        del context, limits
-        tool = await asyncio.to_thread(_working_tool)
-        environment = {name: os.environ[name] for name in ENVIRONMENT_KEPT if name in os.environ}
-        scratch = Path(tempfile.mkdtemp(prefix="rlm-repl-"))
-        prefix = {"bwrap": (*_bubblewrap(scratch), *_AS_CHILD), "unshare": (*_UNSHARE, *_AS_CHILD), None: ()}[tool]
-        starting = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                *(*prefix, sys.executable, "-I", "-X", "utf8", str(driver_path())),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=scratch,
-                env=environment | {"HOME": str(scratch), "TMPDIR": str(scratch)},
-                start_new_session=True,  # Ctrl-C in the terminal is for us alone
-                limit=STREAM_LIMIT_BYTES,
-            )
-        )
+        starting: asyncio.Future[LocalReplProcess] = asyncio.ensure_future(self._start(context, limits))
         try:
-            return LocalReplProcess(await asyncio.shield(starting), scratch)
+            return await asyncio.shield(starting)
         except asyncio.CancelledError:  # asyncio 3.11 waits for ever when a start is cancelled, so let it finish
-            await LocalReplProcess(await starting, scratch).close()
+            with contextlib.suppress(ReplBrokenError, InputError):
+                await (await starting).close()
             raise
+
+    async def _start(self, context: Context, limits: ReplLimits) -> LocalReplProcess:
+        tool = (await asyncio.to_thread(choose, self._tools)).tool
+        files = [path for _, path in context.files]
+        memory_bytes = resources(limits, context.size_bytes)["RLIMIT_AS"]
+        scratch = await asyncio.to_thread(Scratch, "repl")
+        try:
+            confined = await asyncio.to_thread(confine, tool, scratch.path, files, limits.disk_mib * MIB)
+            with confined:
+                process = await asyncio.create_subprocess_exec(
+                    *confined.command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    cwd=scratch.path if confined.in_memory else confined.home,
+                    env=environment() | {"HOME": confined.home, "TMPDIR": confined.home},
+                    pass_fds=confined.inherited,
+                    start_new_session=True,  # Ctrl-C in the terminal is for us alone
+                    limit=STREAM_LIMIT_BYTES,
+                )
         except OSError as exc:
-            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.remove()
             raise ReplBrokenError(f"cannot start the REPL: {exc}") from exc
+        watched = Watched(
+            pid=process.pid,
+            in_memory=confined.in_memory,
+            home=Path(confined.home),
+            limits=limits,
+            memory_bytes=memory_bytes,
+        )
+        return LocalReplProcess(process, scratch, confined, Watch(watched))
 
 
 class LocalReplProcess:
-    """A driver that is a subprocess."""
+    """A driver that is a subprocess, with a folder of its own, confined as it is told, and watched."""
 
-    def __init__(self, process: asyncio.subprocess.Process, scratch: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, scratch: Scratch, confined: Confined, watch: Watch) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -110,8 +89,12 @@ class LocalReplProcess:
         self._stdin = process.stdin
         self._process = process
         self._scratch = scratch
+        self._confined = confined
+        self._watch = watch
+        self._excess = ""
         self._stderr_start = ""
         self._stderr = asyncio.create_task(self._drain_stderr(process.stderr))
+        self._watching = asyncio.create_task(self._kill_on_excess())
         self._closing: asyncio.Task[str] | None = None
 
     async def write(self, data: bytes) -> None:
@@ -123,41 +106,52 @@ class LocalReplProcess:
             raise ReplDiedError from exc
 
     async def place(self, path: Path) -> str:
-        """A file of this machine is readable where it is."""
-        return str(path)
+        """The path of a file of its context."""
+        return self._confined.placed[path]
 
     async def close(self) -> str:
-        """Kill the process, its group and, where it has one, its PID namespace. Goes on when it is cancelled."""
+        """Kill the process and, where it is confined, all that it has started. Goes on when it is cancelled."""
         if self._closing is None:
             ended_by_itself = self.reader.at_eof()
             if not ended_by_itself:
-                self._kill()
+                self._kill(self._confined.ending)
             self._closing = asyncio.create_task(self._close(ended_by_itself=ended_by_itself))
         return await asyncio.shield(self._closing)
 
-    def _kill(self) -> None:
+    async def _kill_on_excess(self) -> None:
+        self._excess = await self._watch.excess()
+        if self._excess:
+            self._kill(self._confined.ending)
+
+    def _kill(self, by: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, by)
 
     async def _close(self, *, ended_by_itself: bool) -> str:
         if ended_by_itself:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_S)
             ended_by_itself = self._process.returncode is not None
-            self._kill()
+            self._kill(self._confined.ending)
         self._stdin.close()
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
                 await self._process.wait()
                 await self._stderr
         except TimeoutError:  # asyncio waits for the pipes, too, and a process that escaped us may hold them
+            self._kill(signal.SIGKILL)
             self._process._transport.close()  # type: ignore[attr-defined]
             self._stderr.cancel()
         status = await self._process.wait()
-        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
-        if not ended_by_itself:
-            return "it was killed"
-        return how_it_ended(SIGNAL_STATUS - status if status < 0 else status, self._stderr_start)
+        self._watch.stop()
+        await self._watching
+        trouble = await asyncio.to_thread(self._scratch.remove)
+        how = "it was killed"
+        if self._excess:
+            how = f"it {self._excess} and was killed"
+        elif ended_by_itself:
+            how = how_it_ended(SIGNAL_STATUS - status if status < 0 else status, self._stderr_start)
+        return f"{how}; {trouble}" if trouble else how
 
     async def _drain_stderr(self, stream: asyncio.StreamReader) -> None:
         while data := await stream.read(STREAM_LIMIT_BYTES):

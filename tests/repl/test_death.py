@@ -7,7 +7,12 @@ import time
 
 import pytest
 
+from rlm.config import ReplLimits
 from rlm.errors import InputError, ReplBrokenError, ReplDiedError
+from rlm.local.isolation import confine
+from rlm.local.repl import LocalReplProcess
+from rlm.local.watch import Watch, Watched
+from rlm.scratch import Scratch
 
 
 @pytest.mark.parametrize(
@@ -199,13 +204,9 @@ def test_a_context_that_cannot_be_read_is_bad_input(start, tmp_path):
         start(path)
 
 
-def test_a_driver_that_does_not_come_up_is_told(start, tmp_path):
+def test_a_driver_that_does_not_come_up_is_told(start):
     class Launcher:
         async def start(self, context, limits):
-            from rlm.local.repl import LocalReplProcess
-
-            folder = tmp_path / "scratch"
-            folder.mkdir()
             pipe = asyncio.subprocess.PIPE
             process = await asyncio.create_subprocess_exec(
                 "sh",
@@ -216,7 +217,12 @@ def test_a_driver_that_does_not_come_up_is_told(start, tmp_path):
                 stderr=pipe,
                 start_new_session=True,
             )
-            return LocalReplProcess(process, folder)
+            scratch = Scratch("repl")
+            confined = confine(None, scratch.path, (), 0)
+            watched = Watched(
+                pid=process.pid, in_memory=(), home=scratch.path, limits=ReplLimits(), memory_bytes=1 << 40
+            )
+            return LocalReplProcess(process, scratch, confined, Watch(watched))
 
     with pytest.raises(ReplBrokenError, match="the REPL did not start: exit status 9; no such image"):
         start(launcher=Launcher())

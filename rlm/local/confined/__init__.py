@@ -1,0 +1,1 @@
+"""What runs in a REPL's process before its driver: it shuts the door behind itself. Standard library only."""
