@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ HOME = "/tmp"  # noqa: S108  # in the REPL: nobody else's
 SHM = "/dev/shm"  # noqa: S108
 CONTEXT = "/context"
 COPIES = f"{CONTEXT}/copies"
-MAX_COPIED_BYTES = 1 << 20
+SMALL_BYTES = 1 << 20
+MAX_MOUNTED = 200
 ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 PROBE_TIMEOUT_S = 10
 PROBE_BYTES = 1 << 20
@@ -40,7 +41,8 @@ class Confined:
     """How a driver is started and ended. Used as `with`, around the start: the `inherited` descriptors are open.
 
     `home` is its working folder; `placed` has the paths that files have for it; `in_memory` are those folders that
-    cells can write to and that are in memory. The signal `ending` ends all that it has started.
+    cells can write to and that are in memory. With `waits` the process that is started has one child, and ends
+    with it, and with it all that it has started.
     """
 
     command: tuple[str, ...]
@@ -48,7 +50,7 @@ class Confined:
     placed: dict[Path, str]
     inherited: tuple[int, ...] = ()
     in_memory: tuple[str, ...] = ()
-    ending: signal.Signals = signal.SIGKILL
+    waits: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -165,21 +167,23 @@ def confine(tool: Tool | None, folder: Path, files: Sequence[Path], home_bytes: 
         placed=placed,
         inherited=(number,),
         in_memory=() if tool == "landlock" else (HOME, SHM),
-        ending=signal.SIGTERM if tool == "landlock" else signal.SIGKILL,
+        waits=True,
     )
 
 
 def _stage(files: Sequence[Path], copies: Path) -> tuple[dict[Path, str], list[tuple[str, str]]]:
     """The paths that files get in the REPL, and what to show for that.
 
-    Large files are shown themselves, each for itself: what stands beside them is not. Small ones are copied:
-    a mount for each of thousands takes longer.
+    Large files are shown themselves, each for itself: what stands beside them is not. Small ones are copied, and
+    larger ones when there are very many: a mount for each takes longer.
     """
     copies.mkdir()
     placed: dict[Path, str] = {}
     sources = [(str(copies), COPIES)]
-    for number, path in enumerate(files):
-        if path.stat().st_size <= MAX_COPIED_BYTES:
+    sizes = {path: path.stat().st_size for path in files}
+    large = {path for path in heapq.nlargest(MAX_MOUNTED, sizes, key=sizes.__getitem__) if sizes[path] > SMALL_BYTES}
+    for number, path in enumerate(sizes):
+        if path not in large:
             shutil.copyfile(path, copies / str(number))
             placed[path] = f"{COPIES}/{number}"
         else:
@@ -196,7 +200,7 @@ def _bubblewrap(plan: Plan) -> tuple[str, ...]:
         for right in ("CAP_SYS_ADMIN", "CAP_SETPCAP"):  # to protect the devices with, and then to drop all rights
             arguments += ["--cap-add", right]
     arguments += [*size, "--tmpfs", plan.home, "--dev", "/dev", *size, "--tmpfs", SHM]
-    arguments += ["--proc", "/proc", "--dir", "/run", "--symlink", plan.home, "/var/tmp"]  # noqa: S108
+    arguments += ["--proc", "/proc", "--dir", "/run", "--dir", "/var"]
     for path, target in plan.links:
         arguments += ["--symlink", target, path]
     for source, path in plan.shown:

@@ -14,7 +14,7 @@ from rlm.config import ReplLimits
 from rlm.context import Context
 from rlm.errors import InputError, ReplBrokenError, ReplDiedError
 from rlm.local.isolation import TOOLS, Confined, Tool, choose, confine, environment
-from rlm.local.watch import Watch, Watched
+from rlm.local.watch import Watch, Watched, children
 from rlm.repl.session import MIB, SIGNAL_STATUS, ReplProcess, how_it_ended, resources
 from rlm.scratch import Scratch
 
@@ -114,32 +114,41 @@ class LocalReplProcess:
         if self._closing is None:
             ended_by_itself = self.reader.at_eof()
             if not ended_by_itself:
-                self._kill(self._confined.ending)
+                self._kill()
             self._closing = asyncio.create_task(self._close(ended_by_itself=ended_by_itself))
         return await asyncio.shield(self._closing)
 
     async def _kill_on_excess(self) -> None:
         self._excess = await self._watch.excess()
         if self._excess:
-            self._kill(self._confined.ending)
+            self._kill()
 
-    def _kill(self, by: signal.Signals) -> None:
+    def _kill(self) -> None:
+        """End it so that, where it is confined, its own end tells that of all the others."""
+        inner = children(self._process.pid) if self._confined.waits and self._process.returncode is None else []
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, by)
+            for pid in inner:
+                os.kill(pid, signal.SIGKILL)
+        if not inner:
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _close(self, *, ended_by_itself: bool) -> str:
         if ended_by_itself:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_S)
             ended_by_itself = self._process.returncode is not None
-            self._kill(self._confined.ending)
+            self._kill()
         self._stdin.close()
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
                 await self._process.wait()
                 await self._stderr
         except TimeoutError:  # asyncio waits for the pipes, too, and a process that escaped us may hold them
-            self._kill(signal.SIGKILL)
+            self._kill_group()
             self._process._transport.close()  # type: ignore[attr-defined]
             self._stderr.cancel()
         status = await self._process.wait()

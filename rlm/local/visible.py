@@ -20,6 +20,7 @@ SYSTEM = (
     *("/etc/localtime", "/etc/timezone", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf"),
     *("/nix/store", "/gnu/store"),
 )
+SHARED_PREFIXES = ("/usr", "/usr/local")  # more than Python is in their lib
 TOP = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")  # symlinks into /usr on most systems
 
 
@@ -43,8 +44,11 @@ def shown() -> tuple[str, ...]:
 def _python() -> Iterator[str]:
     """The interpreter, its standard library and its packages: by the paths it knows them by, and the real ones."""
     yield from _with_real(_hops(Path(sys.executable)))
-    base = {sys.base_prefix, sys.base_exec_prefix}
-    yield from _with_real(f"{prefix}/{name}" for prefix in base for name in ("bin", "lib", "lib64", "share/zoneinfo"))
+    for prefix in {sys.base_prefix, sys.base_exec_prefix}:
+        if prefix in SHARED_PREFIXES:
+            yield from map(str, Path(prefix).glob("lib*/libpython*"))
+        else:
+            yield from _with_real(f"{prefix}/{name}" for name in ("bin", "lib", "lib64", "share/zoneinfo"))
     named = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
     yield from _with_real([*named, *site.getsitepackages(), f"{sys.prefix}/pyvenv.cfg"])
 

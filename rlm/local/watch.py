@@ -93,8 +93,8 @@ class Watch:
             with contextlib.suppress(OSError):
                 self._held = [os.open(f"/proc/{pid}/root{path}", os.O_PATH) for path in self._watched.in_memory]
                 break
-        found = map(os.statvfs, self._held)
-        return sum((one.f_blocks - one.f_bfree) * one.f_frsize for one in found)
+        found = map(os.statvfs, self._held)  # a file without content takes a KiB, too
+        return sum((one.f_blocks - one.f_bfree) * one.f_frsize + (one.f_files - one.f_ffree) * KIB for one in found)
 
     def _disk_bytes(self, pids: Sequence[int]) -> int:
         """What the files in the folder take, and those that are deleted and still open. 0 when it is not yet time."""
@@ -111,9 +111,16 @@ def processes(first: int) -> Iterator[int]:
     pids = [first]
     for pid in pids:
         yield pid
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids.extend(map(int, (task / "children").read_bytes().split()))
+        pids += children(pid)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, and those that it took on; none when it has ended."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_bytes().split())
+    return found
 
 
 def fields(path: str, *names: bytes) -> dict[bytes, int]:

@@ -11,7 +11,7 @@ __all__ = ["launcher", "repl", "start", "tool"]
 
 @pytest.fixture(params=TOOLS, scope="module")
 def tool(request):
-    """Each tool that works on this machine, which CI's has all of."""
+    """Each tool that works on this machine."""
     choice = choose((request.param,))
     if choice.tool is None:
         pytest.skip(f"not on this machine: {choice.reasons[0]}")

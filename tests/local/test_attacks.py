@@ -71,6 +71,7 @@ ATTACKS = {
     "list another run's folder": "os.listdir(OTHER_HOME)",
     "write to the root": "os.mkdir('/planted')",
     "write to /var": "open('/var/planted', 'w')",
+    "write to /var/tmp": "open('/var/tmp/planted', 'w')",
     "write to /run": "open('/run/planted', 'w')",
     "write to /dev": "open('/dev/planted', 'w')",
     "write to the terminal": "open('/dev/tty', 'w')",
@@ -82,7 +83,9 @@ ATTACKS = {
     "speak to a socket by abstract name": "connect(socket.AF_UNIX, ABSTRACT)",
     "speak to the host by TCP": "connect(socket.AF_INET, ('127.0.0.1', PORT))",
     "speak to the world by UDP": "connect(socket.AF_INET, ('192.0.2.1', 53), socket.SOCK_DGRAM)",
-    "speak to the kernel by netlink": "connect(socket.AF_NETLINK, (HOST, 0), socket.SOCK_RAW)",
+    "speak to what the virtual machine runs on": "socket.socket(socket.AF_VSOCK)",
+    "use the kernel's ciphers": "socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)",
+    "speak to the kernel by netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
     "name the host": "open('/proc/sys/kernel/hostname', 'w').write('x')",
     "set where core files go": "open('/proc/sys/kernel/core_pattern', 'w')",
     "give the machine a command": "open('/proc/sysrq-trigger', 'w')",
@@ -202,6 +205,18 @@ def test_model_written_code_cannot(target, what):
     assert target.try_to(ATTACKS[what]).startswith("refused: ")
 
 
+def test_where_it_has_a_network_of_its_own_it_may_use_it(target):
+    if target.tool == "landlock":
+        pytest.skip("there is none")
+    result = target.repl.run("""
+        server = socket.socket(socket.AF_UNIX); server.bind("own"); server.listen()
+        client = socket.socket(socket.AF_UNIX); client.connect("own"); client.send(b"x")
+        [socket.socket(family).close() for family in (socket.AF_INET, socket.AF_INET6)]
+        server.accept()[0].recv(1)
+    """)
+    assert result.value == "b'x'"
+
+
 def test_the_context_is_there_all_the_same(target):
     assert target.repl.run("{name: len(text) for name, text in context.items()}").value == (
         f"{{'context.txt': 11, 'large.txt': {LARGE_BYTES}}}"
@@ -269,8 +284,10 @@ def test_neither_it_nor_what_it_starts_has_a_right_or_gets_one(target):
     assert result.error is None
     found = [line.split() for line in result.stdout.splitlines() if line.startswith(("Cap", "NoNewPrivs", "Seccomp:"))]
     assert len(found) == (14 if target.tool != "landlock" else 7)  # under Landlock a child cannot read of itself
+    if target.tool == "landlock" and os.geteuid() != 0:
+        found = [pair for pair in found if pair[0] != "CapBnd:"]  # it takes a right to drop what one cannot get anyhow
     assert {tuple(pair) for pair in found} == {
-        *((name, "0" * 16) for name in ("CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:")),
+        *((name, "0" * 16) for name, _ in found if name.startswith("Cap")),
         ("NoNewPrivs:", "1"),
         ("Seccomp:", "2"),
     }

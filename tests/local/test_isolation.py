@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from rlm.context import Context
 from rlm.local import visible
-from rlm.local.isolation import MAX_COPIED_BYTES, TOOLS, choose
+from rlm.local.isolation import MAX_MOUNTED, SMALL_BYTES, choose
 from tests.local.hosts import run_host, session_code
 
 NOTICE = """
@@ -75,16 +76,14 @@ def test_a_machine_that_cannot_isolate_says_so_and_runs_on(tmp_path):
     assert run_host(code, env=os.environ | {"PATH": str(tmp_path / "empty")}).stdout == "'text'\n"
 
 
-def test_ci_has_every_tool():
-    """On a machine of ours none of the suites under a tool may be skipped unseen."""
-    if not os.environ.get("CI"):
-        pytest.skip("not on CI")
-    assert {tool: choose((tool,)).reasons for tool in TOOLS} == dict.fromkeys(TOOLS, ())
+@pytest.mark.parametrize("parent", ["/tmp", "/var/tmp"])
+def test_python_in_a_virtual_environment_in_a_temporary_folder_is_shown(parent, tool):
+    """Where cells have a folder of their own at the same place."""
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        run_in_venv(Path(folder) / "venv", tool)
 
 
-def test_python_in_a_virtual_environment_in_the_temporary_folder_is_shown(tmp_path, tool):
-    """Where cells have a temporary folder of their own at the same place."""
-    venv = tmp_path / "venv"
+def run_in_venv(venv, tool):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (venv / "secret").write_text("x")
     cell = f"import os, sys; sys.prefix, sys.executable, os.path.exists({str(venv / 'secret')!r})"
@@ -113,10 +112,14 @@ def test_thousands_of_files_are_shown(tool, launcher, start, tmp_path):
     paths = [tmp_path / f"{number}.txt" for number in range(2_000)]
     for number, path in enumerate(paths):
         path.write_text(str(number))
-    large = tmp_path / "large.txt"
-    large.write_bytes(b"x" * (MAX_COPIED_BYTES + 1))
-    files = tuple((path.name, path) for path in (*paths, large))
+    large = [tmp_path / f"large{number}.txt" for number in range(MAX_MOUNTED + 2)]
+    for number, path in enumerate(large):
+        path.write_text(str(number))
+        os.truncate(path, SMALL_BYTES + 1 + number)
+    files = tuple((path.name, path) for path in (*paths, *large))
     repl = start(Context(kind="files", files=files), launcher=launcher)
-    assert repl.run("len(context), context['1999.txt'], len(context['large.txt'])").value == (
-        f"(2001, '1999', {MAX_COPIED_BYTES + 1})"
+    assert repl.run("len(context), context['1999.txt'], context['large7.txt'].strip('\\0')").value == (
+        f"({2_000 + len(large)}, '1999', '7')"
     )
+    total = f"sum(len(context[f'large{{n}}.txt']) - n for n in range({len(large)}))"
+    assert repl.run(total).value == str(len(large) * (SMALL_BYTES + 1))

@@ -77,7 +77,6 @@ def build(plan: Plan) -> None:
     for folder in ("/proc", "/dev", "/run", "/var", plan.home):
         os.makedirs(root + folder)
     tmpfs(root + plan.home, f"{size},mode=700")
-    os.symlink(plan.home, f"{root}/var/tmp")  # noqa: S108
     for path, target in plan.links:
         os.symlink(target, root + path)
     for source, path in plan.shown:
@@ -95,7 +94,7 @@ def build(plan: Plan) -> None:
 
 def build_devices(root: str, size: str) -> None:
     """The devices that only give or take bytes, and shared memory."""
-    tmpfs(root + "/dev", "size=64k")
+    tmpfs(root + "/dev", "size=64k,mode=755")
     for name in DEVICES:
         bind(f"/dev/{name}", f"{root}/dev/{name}")
     protect_devices(root, DEVICES)

@@ -45,9 +45,16 @@ CLONE3: Numbers = (435, 435)
 IOCTL: Numbers = (16, 29)
 PRCTL: Numbers = (157, 167)
 
+# A network namespace does not hold the others: AF_VSOCK reaches what a virtual machine runs on.
+SOCKET: Numbers = (41, 198)
+FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+
 # Where no namespace keeps others apart. Landlock knows files, not what belongs to them, nor the limits of others.
 REFUSED_WITHOUT_NAMESPACES: dict[str, Numbers] = {
-    "socket": (41, 198), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "socket": SOCKET, "setpriority": (141, 140), "ioprio_set": (251, 30), "mq_unlink": (241, 181),
+    "shmat": (30, 196), "shmctl": (31, 195), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
+    "inotify_add_watch": (254, 27), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
 }  # fmt: skip
 OF_OTHERS: dict[str, Numbers] = {  # allowed with 0, which is the caller
     "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119),
@@ -118,5 +125,9 @@ def program(*, namespaces: bool) -> list[Instruction]:
             refuse_when(numbers, 0, (EQUAL, 1, 0, 0))
         for numbers in WITHOUT_EFFECT.values():
             answer(numbers, ERRNO)
-    code.append((RETURN, 0, 0, ALLOW))
+    number = SOCKET[machine]
+    assert number is not None
+    code += [(EQUAL, 0, len(FAMILIES) + 2, number), (LOAD, 0, 0, ARGUMENTS)]
+    code += [(EQUAL, len(FAMILIES) - at, 0, family) for at, family in enumerate(FAMILIES)]
+    code += [(RETURN, 0, 0, ERRNO | errno.EPERM), (RETURN, 0, 0, ALLOW)]
     return code
