@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal
 
 from rlm.errors import InputError
+from rlm.folder import Skipped, text_files
+from rlm.formats import SNIFF_BYTES, format_of
+from rlm.streams import read_some, save
 
 Kind = Literal["text", "json", "jsonl", "files"]
 STDIN = "-"
-SNIFF_BYTES = 8_192
 CHUNK_CHARS = 1 << 20
 _KIND_BY_SUFFIX: dict[str, Kind] = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -27,12 +28,12 @@ class Context:
     """Files that become the variable `context`, and how they are to be read.
 
     "text" is one str, "json" any JSON value, "jsonl" a list of them, "files" a dict of name to str. `skipped`
-    are files of a folder that are not text.
+    are what a folder held besides.
     """
 
     kind: Kind
     files: tuple[tuple[str, Path], ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -49,42 +50,52 @@ class Context:
 def context_from_paths(names: Sequence[str], scratch: Path) -> Context:
     """The context that files and folders make. "-" is standard input, kept in `scratch` meanwhile.
 
-    One file is its text or its JSON value; a folder, or several names, are a dict of name to text. Hidden files
-    and binary files in a folder are left out; a file that is named is taken as it is, a pipe is read to its end.
+    One file is its text or its JSON value; a folder, or several names, are a dict of name to text. A link that is
+    named is followed, a pipe is read to its end. Hidden files of a folder are left out; what else of it is left
+    out is in `skipped`.
 
-    Raises: InputError when a name cannot be read, or there is nothing in what is named.
+    Raises: InputError when a name cannot be read, is not text, or there is nothing in what is named.
     """
+    _check_names(names)
+    files: dict[str, Path] = {}
+    skipped: list[Skipped] = []
+    for name in names:
+        path = Path(name)
+        if name == STDIN:
+            files["stdin"] = _standard_input(scratch)
+        elif _is_folder(path):
+            for found in text_files(path):
+                label = found.name if isinstance(found, Skipped) else found[0]
+                label = label if len(names) == 1 else (path / label).as_posix()
+                if isinstance(found, Skipped):
+                    skipped.append(replace(found, name=label))
+                else:
+                    files[label] = found[1]
+        else:
+            files[name if len(names) > 1 else path.name] = _named_file(path, scratch)
+    context = Context(kind="files", files=tuple(files.items()), skipped=tuple(skipped))
+    if context.size_bytes == 0:
+        raise InputError(f"there is no text in {', '.join(names)}: name a file, or a folder with text files")
+    if len(names) == 1 and (names[0] == STDIN or not _is_folder(Path(names[0]))):
+        ((name, _),) = context.files
+        return replace(context, kind=_KIND_BY_SUFFIX.get(Path(name).suffix.lower(), "text"))
+    return context
+
+
+def _check_names(names: Sequence[str]) -> None:
     if list(names).count(STDIN) > 1:
         raise InputError("standard input (-) can be read once only")
     if {STDIN, "stdin"} <= set(names):
         raise InputError("standard input (-) is called 'stdin': name the file of that name ./stdin")
-    files: dict[str, Path] = {}
-    skipped: list[str] = []
-    for name in names:
-        path = Path(name)
-        if name != STDIN and path.is_dir():
-            for relative in _in_folder(path):
-                label = relative if len(names) == 1 else (path / relative).as_posix()
-                if _is_text(path / relative):
-                    files[label] = (path / relative).resolve()
-                else:
-                    skipped.append(label)
-        elif name == STDIN:
-            files["stdin"] = _save(sys.stdin.buffer, scratch)
-        else:
-            files[name if len(names) > 1 else path.name] = _readable(path, scratch)
-    if not files:
-        raise InputError(f"there is no text in {', '.join(names)}: name a file, or a folder with text files")
-    if len(names) == 1 and (names[0] == STDIN or not Path(names[0]).is_dir()):
-        ((name, path),) = files.items()
-        return Context(kind=_KIND_BY_SUFFIX.get(Path(name).suffix.lower(), "text"), files=((name, path),))
-    return Context(kind="files", files=tuple(files.items()), skipped=tuple(skipped))
+    if "" in names:
+        raise InputError("the name of a context is empty")  # as an unset variable is, and not the folder one is in
 
 
 def context_from_text(text: str, kind: Kind, scratch: Path) -> Context:
     """The context that is one text, to be read as `kind`, written to `scratch`.
 
-    Raises: UnicodeEncodeError when it holds lone surrogates that stand for no byte.
+    Raises: UnicodeEncodeError when it holds lone surrogates that stand for no byte; InputError when there is no
+    place for it.
     """
     path = _new_file(scratch)
     try:
@@ -94,13 +105,15 @@ def context_from_text(text: str, kind: Kind, scratch: Path) -> Context:
     except UnicodeEncodeError:
         path.unlink()
         raise
+    except OSError as exc:
+        raise _cannot_write(exc) from exc
     return Context(kind=kind, files=(("context", path),))
 
 
 def context_from_value(value: object, scratch: Path) -> Context:
     """The context that a Python value makes, written to `scratch`. A Path is a file or a folder.
 
-    Raises: InputError when the value is neither text, nor a path, nor JSON.
+    Raises: InputError when the value is neither text, nor a path, nor JSON, or there is no place for it.
     """
     if isinstance(value, Context):
         return value
@@ -115,46 +128,69 @@ def context_from_value(value: object, scratch: Path) -> Context:
             json.dump(value, file)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InputError(f"the context must be a str, a Path or a JSON value: {exc}") from exc
+    except OSError as exc:
+        raise _cannot_write(exc) from exc
     return Context(kind="json", files=(("context", path),))
 
 
-def _in_folder(folder: Path) -> Iterator[str]:
-    """The files in a folder and the folders in it, but for hidden ones, in order."""
-    for inner in sorted(folder.rglob("*")):
-        relative = inner.relative_to(folder)
-        if inner.is_file() and not any(part.startswith(".") for part in relative.parts):
-            yield relative.as_posix()
-
-
-def _readable(path: Path, scratch: Path) -> Path:
-    """The file, or a copy of what comes out of a pipe or device."""
+def _is_folder(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return path.resolve() if path.is_file() else _save(file, scratch)
+        return path.is_dir()
     except (OSError, ValueError) as exc:
         raise _unreadable(path, exc) from exc
 
 
-def _save(stream: IO[bytes], scratch: Path) -> Path:
+def _standard_input(scratch: Path) -> Path:
+    if sys.stdin is None:
+        raise InputError("cannot read standard input: it is closed")
+    try:
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stream:  # it is no path
+            return _copy(stream, "standard input", scratch)
+    except OSError as exc:
+        raise _unreadable("standard input", exc) from exc
+
+
+def _named_file(path: Path, scratch: Path) -> Path:
+    """The file, or a copy of what comes out of a pipe or device."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            if path.is_file() and path.stat().st_size:
+                _refuse_what_is_not_text(file.read(SNIFF_BYTES), str(path))
+                return path.resolve()
+            return _copy(file, str(path), scratch)  # files in /proc have a size of 0, too
+    except (OSError, ValueError) as exc:
+        raise _unreadable(path, exc) from exc
+
+
+def _copy(stream: BinaryIO, name: str, scratch: Path) -> Path:
+    begin = read_some(stream, SNIFF_BYTES)
+    _refuse_what_is_not_text(begin, name)
     path = _new_file(scratch)
-    with path.open("wb") as file:
-        shutil.copyfileobj(stream, file, 1 << 20)
+    try:
+        save(stream, path, name, begin=begin)
+    except OSError as exc:
+        raise _cannot_write(exc) from exc
     return path
 
 
 def _new_file(scratch: Path) -> Path:
     """An empty file of its own: a run's children keep their contexts in the same folder."""
-    number, name = tempfile.mkstemp(prefix="context-", dir=scratch)
+    try:
+        number, name = tempfile.mkstemp(prefix="context-", dir=scratch)
+    except OSError as exc:
+        raise _cannot_write(exc) from exc
     os.close(number)
     return Path(name)
 
 
-def _is_text(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return b"\0" not in file.read(SNIFF_BYTES)
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
+def _cannot_write(exc: OSError) -> InputError:
+    return InputError(f"cannot write the context: {exc.strerror or exc}; set TMPDIR to a folder with room")
+
+
+def _refuse_what_is_not_text(sample: bytes, name: str) -> None:
+    known = format_of(sample)
+    if known is not None:
+        raise InputError(f"{name} is {known.name}, and there is no reader for that: {known.remedy}")
 
 
 def _unreadable(path: object, exc: OSError | ValueError) -> InputError:

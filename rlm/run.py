@@ -19,6 +19,7 @@ from rlm.context import Context, Kind, context_from_text
 from rlm.conversation import Conversation
 from rlm.errors import InputError, LimitReachedError, SubLLMError
 from rlm.events import Answer, Emit, JsonValue
+from rlm.folder import Skipped
 from rlm.loop import Ending, Loop
 from rlm.models import ChatModel
 from rlm.prompts import Prompts
@@ -243,10 +244,10 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def skipped_notice(names: Sequence[str]) -> str:
+def skipped_notice(skipped: Sequence[Skipped]) -> str:
     """Which files of a folder are not in the context."""
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} file(s) are not text and were left out: {shown}"
+    shown = ", ".join(f"{one.name} {one.why}" for one in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+    return f"{len(skipped)} file(s) were left out: {shown}"
 
 
 def without_answer(ending: Ending) -> str:

@@ -1,6 +1,6 @@
 """What a user names or hands over becomes files, and is refused with a clear word when it cannot."""
 
-import io
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +10,8 @@ import pytest
 
 from rlm.context import Context, context_from_paths, context_from_value
 from rlm.errors import InputError
+from rlm.folder import Skipped
+from rlm.streams import save
 
 
 @pytest.fixture
@@ -57,15 +59,19 @@ def test_a_folder_is_its_text_files_by_relative_name(docs, scratch):
     context = context_from_paths([str(docs)], scratch)
     assert context.kind == "files"
     assert [name for name, _ in context.files] == ["a.md", "b.txt", "deep/er/c"]
-    assert context.skipped == ("picture.png",)
+    assert context.skipped == (
+        Skipped("dangling", "is a link to nothing"),
+        Skipped("picture.png", "is an image"),
+        Skipped("pipe", "is not a file"),
+    )
 
 
 def test_several_names_are_told_apart_by_their_paths(docs, scratch, monkeypatch):
     monkeypatch.chdir(docs.parent)
     Path("a.json").write_text("{}")
-    context = context_from_paths(["a.json", "docs/deep", "docs/b.txt", "docs/picture.png"], scratch)
+    context = context_from_paths(["a.json", "docs/deep", "docs/b.txt"], scratch)
     assert context.kind == "files"
-    assert [name for name, _ in context.files] == ["a.json", "docs/deep/er/c", "docs/b.txt", "docs/picture.png"]
+    assert [name for name, _ in context.files] == ["a.json", "docs/deep/er/c", "docs/b.txt"]
     assert all(path.is_absolute() for _, path in context.files)
 
 
@@ -81,16 +87,28 @@ def test_a_folder_with_one_file_is_still_a_dict(tmp_path, scratch):
     assert context_from_paths([str(folder)], scratch).kind == "files"
 
 
-def test_standard_input_is_kept_byte_by_byte(scratch, monkeypatch):
-    data = b"a\r\n\0\xff"
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """Lets standard input be some bytes."""
+    with contextlib.ExitStack() as stack:
+
+        def type_in(data):
+            (tmp_path / "typed").write_bytes(data)
+            monkeypatch.setattr(sys, "stdin", stack.enter_context((tmp_path / "typed").open()))
+
+        yield type_in
+
+
+def test_standard_input_is_kept_byte_by_byte(scratch, typed):
+    data = b"a\r\n\0\xff" + b"more of it\r\n" * 300_000
+    typed(data)
     context = context_from_paths(["-"], scratch)
     ((name, path),) = context.files
     assert (context.kind, name, path.read_bytes()) == ("text", "stdin", data)
 
 
-def test_standard_input_goes_with_files(docs, scratch, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"typed")))
+def test_standard_input_goes_with_files(docs, scratch, typed):
+    typed(b"typed")
     context = context_from_paths([str(docs / "a.md"), "-"], scratch)
     assert context.kind == "files"
     assert [(name, path.read_bytes()) for name, path in context.files] == [
@@ -105,6 +123,45 @@ def test_a_pipe_is_read_to_its_end(scratch):
     assert context.files[0][1].read_bytes() == b"one\ntwo\n"
 
 
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8b\x08"])
+def test_standard_input_that_is_no_text_is_bad_input(scratch, typed, data):
+    typed(data)
+    with pytest.raises(InputError, match=r"there is no text in -|standard input is gzip"):
+        context_from_paths(["-"], scratch)
+
+
+def test_a_file_whose_size_is_not_told_is_read(scratch):
+    context = context_from_paths(["/proc/self/status"], scratch)
+    assert context.files[0][0] == "status"
+    assert context.size_bytes > 100
+
+
+def test_a_device_without_end_is_given_up(tmp_path, scratch):
+    with pytest.raises(InputError, match=r"/dev/zero is not text"):
+        context_from_paths(["/dev/zero"], scratch)
+    with (
+        open("/dev/urandom", "rb", buffering=0) as stream,  # noqa: PTH123
+        pytest.raises(InputError, match=r"it gives more than 3,000,000 bytes: save the part"),
+    ):
+        save(stream, tmp_path / "copy", "it", begin=b"", most_bytes=3_000_000)
+    assert (tmp_path / "copy").stat().st_size < 3_000_001
+
+
+@pytest.mark.parametrize("value", ["text", {"a": 1}, Path("/proc/self/status")])
+def test_no_place_to_write_is_bad_input_with_the_remedy(value):
+    with pytest.raises(InputError, match=r"cannot write the context: .*; set TMPDIR to a folder with room"):
+        context_from_value(value, Path("/proc"))
+
+
+def test_a_link_that_is_named_is_followed(tmp_path, scratch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("a")
+    (tmp_path / "file").symlink_to("elsewhere/a.txt")
+    (tmp_path / "folder").symlink_to("elsewhere")
+    assert context_from_paths([str(tmp_path / "file")], scratch).size_bytes == 1
+    assert [name for name, _ in context_from_paths([str(tmp_path / "folder")], scratch).files] == ["a.txt"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -113,6 +170,10 @@ def test_a_pipe_is_read_to_its_end(scratch):
         (["docs/.git/nothing"], "cannot read docs/.git/nothing"),
         (["a\0b"], "cannot read a\0b: embedded null byte"),
         (["empty"], "there is no text in empty: name a file, or a folder with text files"),
+        (["nothing.txt"], "there is no text in nothing.txt"),
+        (["nothing.txt", "empty"], "there is no text in nothing.txt, empty"),
+        (["docs/picture.png"], "docs/picture.png is an image, and there is no reader for that"),
+        (["docs/a.md", ""], "the name of a context is empty"),
         (["-", "-"], "standard input .* once only"),
         (["-", "stdin"], "name the file of that name ./stdin"),
     ],
@@ -120,6 +181,7 @@ def test_a_pipe_is_read_to_its_end(scratch):
 def test_what_cannot_be_read_is_bad_input(docs, scratch, monkeypatch, names, message):
     monkeypatch.chdir(docs.parent)
     Path("empty").mkdir()
+    Path("nothing.txt").touch()
     with pytest.raises(InputError, match=message):
         context_from_paths(names, scratch)
 

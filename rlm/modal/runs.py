@@ -36,13 +36,18 @@ async def upload(volume: modal.Volume, context: Context) -> Uploaded:
     async with volume.batch_upload.aio() as batch:
         for number, (_, path) in enumerate(context.files):
             batch.put_file(path, f"/{folder}/{number}")
-    return Uploaded(kind=context.kind, names=tuple(name for name, _ in context.files), folder=UPLOADS / folder)
+    return Uploaded(
+        kind=context.kind,
+        names=tuple(name for name, _ in context.files),
+        folder=str(UPLOADS / folder),
+        skipped=context.skipped,
+    )
 
 
 async def forget(volume: modal.Volume, source: Uploaded) -> None:
     """Take an uploaded context from the Volume again."""
     with contextlib.suppress(modal.exception.NotFoundError, FileNotFoundError):
-        await volume.remove_file.aio(source.folder.name, recursive=True)
+        await volume.remove_file.aio(Path(source.folder).name, recursive=True)
 
 
 async def follow(

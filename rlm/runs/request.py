@@ -13,6 +13,7 @@ from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_paths, context_from_value
 from rlm.engine import RLM
 from rlm.events import Event
+from rlm.folder import Skipped
 from rlm.run import RunResult, new_run_id
 
 
@@ -54,13 +55,14 @@ class Uploaded:
 
     kind: Kind
     names: tuple[str, ...]
-    folder: Path
+    folder: str
+    skipped: tuple[Skipped, ...] = ()
 
     def open(self, scratch: Path) -> Context:
         """The files where they are."""
         del scratch
-        files = tuple((name, self.folder / str(number)) for number, name in enumerate(self.names))
-        return Context(kind=self.kind, files=files)
+        files = tuple((name, Path(self.folder, str(number))) for number, name in enumerate(self.names))
+        return Context(kind=self.kind, files=files, skipped=self.skipped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,12 @@ MIB = 1 << 20
 PEAK = "int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]) / 1024"
 
 TEXTS = {
-    "nothing": b"",
     "CRLF and a lone CR": b"a\r\nb\rc\n",
     "NUL": b"a\0b",
     "quotes": b"'''\"\"\"\\n{}%s$x`",
     "no final newline": b"a\nb",
     "non-ASCII": "é € 😀 \u2028 \x85".encode(),
-    "no UTF-8": b"\xff\xfe ok \xe2\x82",
+    "no UTF-8": b"ok \xff\xfe \xe2\x82",
     "a byte order mark": "\ufeffx".encode(),
 }
 
