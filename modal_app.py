@@ -1,6 +1,6 @@
 """The one modal.App: Images, Secrets, Functions, local entrypoints. Composition only; the parts are in `rlm`.
 
-modal run modal_app.py --num-lines 100000        the needle-in-a-haystack benchmark
+modal run modal_app.py --num-lines 100000        the needle-in-a-haystack benchmark; --help for its options
 modal run modal_app.py::ask --question "..." --context PATH
 modal deploy modal_app.py                        the HTTPS API, with workers that stay warm
 modal serve modal_app.py                         the same while you edit
@@ -9,7 +9,6 @@ modal serve modal_app.py                         the same while you edit
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,25 +18,17 @@ import modal
 
 import rlm
 import sandbox_image
-from rlm.bench.niah import QUESTION, HaystackLines, expected_number
-from rlm.config import Provider, RunConfig
+from rlm.config import Provider
 from rlm.engine import RLM, Backend
 from rlm.events import Emit, Event
-from rlm.modal import runs
+from rlm.modal import commands, runs
 from rlm.modal.reconcile import SweepPolicy, sweep
 from rlm.modal.registry import DictRegistry
 from rlm.modal.repl import ModalReplLauncher
-from rlm.modal.workers import (
-    OPENAI_URL,
-    ModalWorkerLauncher,
-    WorkerSandbox,
-    connect,
-    registry_scope,
-)
+from rlm.modal.workers import OPENAI_URL, ModalWorkerLauncher, WorkerSandbox, connect, registry_scope
 from rlm.progress import PlainView
-from rlm.report import niah_lines, summary
 from rlm.run import RunResult
-from rlm.runs.request import Paths, RunRequest, events_of
+from rlm.runs.request import RunRequest, events_of
 from rlm.usage import load_prices
 
 MINUTES = 60
@@ -45,6 +36,9 @@ HOURS = 60 * MINUTES
 SANDBOX_FOLDER = Path(sandbox_image.__file__).parent
 RLM_FOLDER = Path(rlm.__file__).parent
 NOT_SHIPPED = ["**/__pycache__"]
+
+if modal.is_local():
+    commands.check_arguments(sys.argv)
 
 app = modal.App("rlm")
 
@@ -153,62 +147,19 @@ async def run_once(request: RunRequest, tell: Emit) -> RunResult:
             return await runs.follow(request, solve_live, contexts, tell)
 
 
+functions = commands.Functions(solve=solve, solve_live=solve_live, contexts=contexts)
+
+
 @app.local_entrypoint()
-async def main(
-    num_lines: int = 100_000,
-    model: str = "gpt-5",
-    recursive_model: str = "gpt-5-nano",
-    max_iterations: int = 10,
-    pool_size: int = 4,
-    force_parallel: bool = False,
-    env_file: str = "",
-    seed: int = -1,
-    repeats: int = 1,
-) -> None:
+def main(*arguments: str) -> None:
     """Find the magic number in a haystack of random words; with --repeats N, in N of them at once."""
-    with runs.one_line_errors():
-        config = RunConfig(
-            model=model,
-            recursive_model=recursive_model,
-            max_iterations=max_iterations,
-            pool_size=pool_size,
-            force_parallel=force_parallel,
-        )
-        first = random.randrange(2**32) if seed < 0 else seed
-        sources = [HaystackLines(num_lines, one) for one in range(first, first + repeats)]
-        requests = [RunRequest(question=QUESTION, source=source, config=config) for source in sources]
-        if repeats == 1:
-            results = [await runs.follow(requests[0], solve_live, contexts, PlainView(sys.stderr))]
-        else:
-            results = [result async for result in solve.map.aio(requests)]
-        for source, result in zip(sources, results, strict=True):
-            print(niah_lines(result, expected=expected_number(source.seed), seed=source.seed))
+    commands.run(commands.main, arguments, functions)
 
 
 @app.local_entrypoint()
-async def ask(
-    question: str,
-    context: str,
-    model: str = "gpt-5",
-    recursive_model: str = "gpt-5-nano",
-    max_iterations: int = 10,
-    pool_size: int = 4,
-    force_parallel: bool = False,
-    env_file: str = "",
-) -> None:
-    """Answer a question over a file or a folder of this machine."""
-    with runs.one_line_errors():
-        config = RunConfig(
-            model=model,
-            recursive_model=recursive_model,
-            max_iterations=max_iterations,
-            pool_size=pool_size,
-            force_parallel=force_parallel,
-        )
-        request = RunRequest(question=question, source=Paths((context,)), config=config)
-        result = await runs.follow(request, solve_live, contexts, PlainView(sys.stderr))
-        print(summary(result), file=sys.stderr)
-        print(result.answer or "(no answer)")
+def ask(*arguments: str) -> None:
+    """Answer a question over files or folders of this machine."""
+    commands.run(commands.ask, arguments, functions)
 
 
 def __dir__() -> list[str]:

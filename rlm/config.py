@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 from urllib.parse import urlsplit
 
 from rlm.errors import InputError
@@ -127,6 +128,18 @@ class RunConfig:
     """Characters that a sub-LLM takes in one prompt; a longer one is refused in the cell."""
     limits: Limits = field(default_factory=Limits)
     repl: ReplLimits = field(default_factory=ReplLimits)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> RunConfig:
+        """The configuration from fields of it, of its `limits` and of its `repl`, all by their own names.
+
+        Raises: InputError for figures that make no sense.
+        """
+
+        def of_kind(kind: type) -> dict[str, Any]:
+            return {item.name: given[item.name] for item in fields(kind) if item.name in given}
+
+        return cls(**of_kind(cls), limits=Limits(**of_kind(Limits)), repl=ReplLimits(**of_kind(ReplLimits)))
 
     def __post_init__(self) -> None:
         check_count("max_iterations", self.max_iterations, least=1, most=MAX_ITERATIONS)

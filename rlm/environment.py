@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 
 from rlm.errors import InputError
 
 KEY_VARIABLES = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+SETTINGS_CHARS = 1 << 20
 
 
 def environment_with(env_file: Path | None) -> Mapping[str, str]:
@@ -20,15 +22,27 @@ def environment_with(env_file: Path | None) -> Mapping[str, str]:
         return os.environ
     from dotenv import dotenv_values
 
-    try:
-        with env_file.open(encoding="utf-8") as file:
-            found = {name: value for name, value in dotenv_values(stream=file).items() if value is not None}
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"cannot read {env_file}: {getattr(exc, 'strerror', None) or exc}") from exc
+    found = {
+        name: value for name, value in dotenv_values(stream=StringIO(small_text(env_file))).items() if value is not None
+    }
     return {**os.environ, **found}
 
 
-def has_provider(env_file: Path | None) -> bool:
-    """Whether the environment or the file names a key or a base URL."""
-    environment = environment_with(env_file)
+def small_text(path: Path) -> str:
+    """What a file of settings holds, up to SETTINGS_CHARS.
+
+    Raises: InputError when it cannot be read, or is longer.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(SETTINGS_CHARS + 1)
+    except (OSError, ValueError) as exc:
+        raise InputError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    if len(text) > SETTINGS_CHARS:
+        raise InputError(f"cannot read {path}: it is longer than {SETTINGS_CHARS:,} characters")
+    return text
+
+
+def has_provider(environment: Mapping[str, str]) -> bool:
+    """Whether the environment names a key or a base URL."""
     return any(environment.get(name, "").strip() for name in KEY_VARIABLES)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Protocol, Self, TextIO, cast
 
 from rlm import events
 from rlm.events import Event
+from rlm.terminal import Outlet, in_one_line, visible
 from rlm.usage import TokenUsage
 
 if TYPE_CHECKING:
@@ -98,11 +99,6 @@ class Standing:
         return time.monotonic() - self.started
 
 
-def visible(text: str) -> str:
-    """`text` with its control characters made harmless: what a model writes must not drive the user's terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
-
-
 def cell_output(event: events.CellFinished) -> tuple[str, bool]:
     """What a cell gave, cut to a few lines for the eye, and whether it went wrong."""
     result = event.result
@@ -127,8 +123,8 @@ def some_lines(text: str, most: int) -> str:
 class PlainView:
     """Lines on a pipe or in a file: one for each step, and one every other second while sub-calls are under way."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO | None) -> None:
+        self._out = Outlet(out)
         self._standing = Standing()
         self._last_line = 0.0
 
@@ -158,7 +154,7 @@ class PlainView:
 
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self._out.write(f"[{self._standing.elapsed_s:6.1f} s] {text}\n")
+        self._out.write(f"[{self._standing.elapsed_s:6.1f} s] {in_one_line(text)}\n")
         self._out.flush()
 
 
@@ -170,7 +166,7 @@ class TerminalView:
         from rich.live import Live
 
         self._standing = Standing()
-        self._console = Console(file=out, highlight=False)
+        self._console = Console(file=cast("TextIO", Outlet(out)), highlight=False)
         self._live = Live(get_renderable=self._status, console=self._console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
@@ -191,7 +187,7 @@ class TerminalView:
             case events.CellFinished():
                 self._show_output(event)
             case events.Notice():
-                self._console.print(f"note: {event.text}", style="yellow", markup=False)
+                self._console.print(f"note: {in_one_line(event.text)}", style="yellow", markup=False)
 
     def _status(self) -> RenderableType:
         from rich.console import Group

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,11 @@ from rlm.events import Event
 from rlm.offline.server import OfflineSettings, OfflineStats, serve_offline
 from rlm.usage import PriceList
 
+# A signal that this process ignores (`nohup`, a job in the background) would be ignored by what the tests start, too.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
 TWO_LINES = "the first line\nthe second line holds 42\n"
 
 
@@ -21,6 +28,25 @@ def no_provider_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's own key must never be asked, and never be seen."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def provider():
+    """Serves a scripted model; gives the environment that names it."""
+    with contextlib.ExitStack() as serving:
+
+        def serve(*replies, **settings):
+            server = serving.enter_context(serve_offline(OfflineSettings(script=replies or None, **settings)))
+            return server, {"OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": server.base_url}
+
+        yield serve
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "lease.txt"
+    path.write_text("It begins in March.\nThe lease was signed by Ada Lovelace.\nIt ends in May.\n")
+    return path
 
 
 @dataclass(frozen=True)

@@ -10,49 +10,12 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from rlm.offline.server import Fault, OfflineSettings, serve_offline
+from rlm.offline.server import Fault
+from tests.command import RLM, rlm
 from tests.conftest import cell
-from tests.workers.support import worker_pids
-
-RLM = (sys.executable, "-m", "rlm")
-
-
-def rlm(*arguments, env=None, **options):
-    return subprocess.run(
-        [*RLM, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        check=False,
-        **{"input": "", **options},
-    )
-
-
-@pytest.fixture
-def provider():
-    """Serves a scripted model; gives the environment that names it."""
-    open_now = []
-
-    def serve(*replies, **settings):
-        serving = serve_offline(OfflineSettings(script=replies or None, **settings))
-        server = serving.__enter__()
-        open_now.append(serving)
-        return server, {"OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": server.base_url}
-
-    yield serve
-    for serving in open_now:
-        serving.__exit__(None, None, None)
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "lease.txt"
-    path.write_text("It begins in March.\nThe lease was signed by Ada Lovelace.\nIt ends in May.\n")
-    return path
 
 
 class TestNiah:
@@ -180,7 +143,7 @@ class TestBadInput:
             (("ask", "Q?", "--context", __file__, "--offline", "--log", "/no/such/log"), 2, "cannot write the log"),
             (("ask", "Q?", "--context", __file__, "--env-file", "/no/such/env"), 2, "cannot read /no/such/env"),
             (("ask", "Q?", "--offline"), 2, "Missing option '--context'"),
-            (("niah", "--num-lines", 0), 2, "--num-lines must be 1 or more: 0"),
+            (("niah", "--num-lines", 0), 2, "'--num-lines': 0 is not in the range x>=1"),
             (("niah", "--num-lines", "many"), 2, "'many' is not a valid integer"),
             (("offline-llm", "--error-rate", 7), 2, "error rate go from 0 to 1"),
             (("nonsense",), 2, "No such command 'nonsense'"),
@@ -226,45 +189,6 @@ class TestBadInput:
         done = rlm("ask", "Q?", "--context", text, env={"OPENAI_BASE_URL": "nonsense"})
         assert done.returncode == 2
         assert "OPENAI_BASE_URL is not an http(s) URL" in done.stderr
-
-
-class TestInterrupts:
-    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-    def test_in_the_middle_of_sub_calls_everything_is_ended(self, sent, text, provider):
-        hang = Fault(match="hang", hang_s=60, times=99)
-        server, env = provider(cell("parallel_llm_query(['h' + 'ang'] * 30)"), faults=(hang,))
-        running = subprocess.Popen(
-            [*RLM, "ask", "Q?", "--context", str(text)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-        )
-        while server.stats().in_flight < 2:
-            assert running.poll() is None
-            time.sleep(0.02)
-        running.send_signal(sent)
-        _, stderr = running.communicate(timeout=15)
-        assert running.returncode == 130
-        assert stderr.splitlines()[-1] == "rlm: interrupted"
-        assert worker_pids() == []
-
-    def test_in_the_middle_of_a_cell_everything_is_ended(self, text, provider, tmp_path):
-        _, env = provider(cell("open(1, 'w').write('x'); import time; time.sleep(60)"))
-        log = tmp_path / "log"
-        running = subprocess.Popen(
-            [*RLM, "ask", "Q?", "--context", str(text), "--log", str(log)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-        )
-        while not log.exists() or "cell_started" not in log.read_text():
-            assert running.poll() is None
-            time.sleep(0.02)
-        running.send_signal(signal.SIGINT)
-        running.communicate(timeout=15)
-        assert running.returncode == 130
-        assert json.loads(log.read_text().splitlines()[-1])["event"] == "run_failed"
 
 
 class TestTheTerminal:

@@ -1,10 +1,8 @@
 import io
 
-import pytest
-
 from rlm import events
 from rlm.events import CellCost, CellOutput
-from rlm.progress import PlainView, Standing, some_lines, visible
+from rlm.progress import PlainView, Standing, some_lines
 from rlm.usage import TokenUsage
 
 COST = CellCost(seconds=0.25)
@@ -91,15 +89,6 @@ def test_a_child_run_does_not_move_the_iteration_of_its_parent():
     standing.hear(finished(0, run_id="child"))
     assert standing.line().startswith("iteration 0/4")
     assert standing.finished == 1
-
-
-@pytest.mark.parametrize("character", ["\x1b", "\x07", "\r", "\x00", "\x9b", "\u202e"])
-def test_control_characters_are_shown_and_not_sent(character):
-    assert character not in visible(f"a{character}b")
-
-
-def test_text_stays_as_it_is():
-    assert visible("é 漢字 \t tab\nline") == "é 漢字 \t tab\nline"
 
 
 def test_long_output_is_cut_to_its_first_and_last_lines():

@@ -34,6 +34,11 @@ class HaystackLines:
     num_lines: int
     seed: int
 
+    @property
+    def expected(self) -> str:
+        """The magic number in it."""
+        return draw_number(random.Random(self.seed))
+
     def open(self, scratch: Path) -> Context:
         """Make it."""
         haystack = make_haystack(scratch / "haystack.txt", num_lines=self.num_lines, seed=self.seed)
@@ -63,9 +68,10 @@ def draw_number(rng: random.Random) -> str:
     return str(rng.randint(1_000_000, 9_999_999))
 
 
-def expected_number(seed: int) -> str:
-    """The magic number of the haystack that `seed` makes."""
-    return draw_number(random.Random(seed))
+def haystacks(num_lines: int, seed: int | None, count: int = 1) -> list[HaystackLines]:
+    """Haystacks of seeds that follow one another, from a random one if none is given."""
+    first = random.randrange(2**32) if seed is None else seed
+    return [HaystackLines(num_lines, one) for one in range(first, first + count)]
 
 
 def matches(answer: str | None, expected: str) -> bool:

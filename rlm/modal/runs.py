@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import builtins
 import contextlib
-import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,17 +14,17 @@ from typing import Any
 
 import modal
 
-from rlm import scratch
 from rlm.cleanup import forgiving
 from rlm.config import Provider
 from rlm.context import Context
 from rlm.engine import RLM, tell_notice, unfailing
 from rlm.environment import environment_with
-from rlm.errors import PlatformError, RLMError, exit_status, in_one_line
+from rlm.errors import PlatformError, RLMError
 from rlm.events import Emit
 from rlm.run import RunResult
-from rlm.runs.request import Paths, RunRequest, Uploaded, make_run
+from rlm.runs.request import LocalFiles, RunRequest, Uploaded, make_run
 from rlm.runs.store import ENDED, RunRecord
+from rlm.terminal import in_one_line, say
 
 UPLOADS = Path("/contexts")  # where the Functions see the Volume
 
@@ -55,15 +54,14 @@ async def follow(
 ) -> RunResult:
     """Have the run made by the generator Function `solve_live` and hear its events; files of ours go there first.
 
-    Raises: InputError for files that cannot be read; what the run raises.
+    Raises: what the run raises.
     """
     tell = unfailing(tell)
     async with contextlib.AsyncExitStack() as stack:
-        if isinstance(request.source, Paths):
+        if isinstance(request.source, LocalFiles):
+            files = uploaded(volume, request.source.context)
             notice = partial(tell_notice, tell, request.run_id)
-            with scratch.folder("context", notice) as folder:
-                files = uploaded(volume, request.source.open(folder))
-                request = replace(request, source=await stack.enter_async_context(forgiving(files, notice)))
+            request = replace(request, source=await stack.enter_async_context(forgiving(files, notice)))
         async for item in solve_live.remote_gen.aio(request):
             if isinstance(item, RunResult):
                 return item
@@ -109,14 +107,16 @@ async def make_recorded(
 
 
 def secret_values(arguments: Sequence[str]) -> dict[str, str] | None:
-    """The provider's variables from the file that --env-file names among the arguments; None if it names none."""
+    """The provider's variables from the file that --env-file names among the arguments; None if it names none.
+
+    Raises: InputError when the file cannot be read, or names no provider.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--env-file", type=Path)
     env_file = parser.parse_known_args(list(arguments))[0].env_file
     if env_file is None:
         return None
-    with one_line_errors():
-        return Provider.from_environment(environment_with(env_file)).environment()
+    return Provider.from_environment(environment_with(env_file)).environment()
 
 
 def optional_secret(name: str) -> modal.Secret:
@@ -137,17 +137,6 @@ def as_platform_error() -> Iterator[None]:
         yield
     except modal.exception.Error as exc:
         raise PlatformError(f"Modal: {exc}") from exc
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the process with one line and our exit status for what is raised on purpose."""
-    try:
-        with as_platform_error():
-            yield
-    except RLMError as exc:
-        sys.stderr.write(f"{in_one_line(exc)}\n")
-        raise SystemExit(exit_status(exc)) from exc
 
 
 class DictRunStore:
@@ -201,8 +190,7 @@ async def remember(store: modal.Dict, record: RunRecord) -> None:
     try:
         await store.put.aio(_record_key(record.id), record)
     except Exception as exc:  # noqa: BLE001  # no trouble with the Dict is worth an answer
-        words = " ".join(str(exc).split())[:500]
-        sys.stderr.write(f"run {record.id} is {record.state}, which could not be written down: {words}\n")
+        say(f"run {record.id} is {record.state}, which could not be written down: {in_one_line(str(exc))[:500]}")
 
 
 def succeeded(run_id: str, result: RunResult) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -15,14 +16,18 @@ from rlm.events import Event, as_json
 class RunLog:
     """Appends events to a file. Each line: `event` (its name in snake case), `time` (Unix seconds), its fields.
 
-    Raises: InputError when the file cannot be written.
+    A disk that fills never fails the run: `trouble` says what went wrong, and nothing more is written.
+
+    Raises: InputError when the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trouble: str | None = None
         try:
-            self._file = path.open("a", encoding="ascii", buffering=1)
-        except OSError as exc:
-            raise InputError(f"cannot write the log {path}: {exc.strerror or exc}") from exc
+            self._file = path.open("ab", buffering=0)
+        except (OSError, ValueError) as exc:
+            raise InputError(f"cannot write the log {path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -30,13 +35,20 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
+        if self.trouble is not None:
+            return
         line = {"event": event_name(event), "time": round(time.time(), 3), **as_json(event)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        data = memoryview(f"{json.dumps(line)}\n".encode("ascii"))
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as exc:
+            self.trouble = exc.strerror or str(exc)
 
 
 def event_name(event: Event) -> str:

@@ -12,6 +12,7 @@ from rlm import scratch
 from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_paths, context_from_value
 from rlm.engine import RLM
+from rlm.errors import InputError
 from rlm.events import Event
 from rlm.folder import Skipped
 from rlm.run import RunResult, new_run_id
@@ -49,6 +50,18 @@ class Paths:
         return context_from_paths(self.names, scratch)
 
 
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """Files of this machine that have been looked at already."""
+
+    context: Context
+
+    def open(self, scratch: Path) -> Context:
+        """The files where they are."""
+        del scratch
+        return self.context
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploaded:
     """Files that were brought to a folder that the run can see, each under its number in `names`."""
@@ -75,6 +88,10 @@ class RunRequest:
     prices: str = ""
     """Prices that override or add to rlm/prices.toml, in its form."""
     run_id: str = field(default_factory=new_run_id)
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise InputError("the question is empty")
 
 
 async def make_run(

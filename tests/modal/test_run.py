@@ -49,10 +49,24 @@ class TestModalRun:
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("Match: True") == 4
 
-    def test_ask_answers_over_a_file(self, cloud, lease):
+    def test_ask_prints_the_answer_alone_on_stdout(self, cloud, lease):
         done = modal_run(cloud, "modal_app.py::ask", "--question", "Who signed the lease?", "--context", lease)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "The lease was signed by Ada Lovelace.\n" in done.stdout
+        assert (done.returncode, done.stdout) == (0, "The lease was signed by Ada Lovelace.\n"), done.stderr
+
+    def test_it_has_the_limits_the_log_and_the_json_of_rlm(self, cloud, lease, tmp_path):
+        options = ("--max-tokens", 500, "--json", "--log", tmp_path / "log")
+        done = modal_run(cloud, "modal_app.py::ask", "--question", "Who?", "--context", lease, *options)
+        assert json.loads(done.stdout)["stopped_by"] == "tokens", done.stderr
+        assert json.loads((tmp_path / "log").read_text().splitlines()[0])["event"] == "run_started"
+
+    @pytest.mark.parametrize("entrypoint", ["modal_app.py", "modal_app.py::ask", "modal_app.py::main"])
+    def test_help_tells_the_options_and_starts_nothing(self, cloud, entrypoint):
+        before = cloud.double.rpc_counts["AppCreate"]
+        done = modal_run(cloud, entrypoint, "--help")
+        assert done.returncode == 0
+        for option in ("--max-usd", "--timeout-s", "--json", "--log", "Workers at the most."):
+            assert option in done.stdout
+        assert cloud.double.rpc_counts["AppCreate"] == before
 
     def test_an_env_file_takes_the_place_of_the_secret(self, lease, tmp_path):
         with cloud_of(OfflineSettings(api_key="file-key"), secret=False) as cloud:
@@ -101,7 +115,24 @@ class TestWhatAUserGetsWrong:
             ):
                 assert done.returncode == 3
                 assert re.search(r"^rlm: .* does not accept the API key", done.stderr, re.MULTILINE)
-                assert "Traceback" not in done.stderr
+            assert "Traceback" not in done.stderr  # of the second: `modal run` shows the Function's own log, too
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--nonsense",), "No such option '--nonsense'"),
+            (("--pool-size", "many"), "'many' is not a valid integer"),
+            (("--max-iterations", 0), "rlm: max_iterations must be 1 or more: 0"),
+            (("--env-file", "/no/such/env"), "rlm: cannot read /no/such/env: No such file or directory"),
+            (("--repeats", 0), "0 is not in the range"),
+        ],
+    )
+    def test_arguments_that_make_no_sense_start_nothing(self, cloud, arguments, words):
+        before = cloud.double.rpc_counts["AppCreate"]
+        done = modal_run(cloud, "modal_app.py", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr.splitlines()[-1]
+        assert cloud.double.rpc_counts["AppCreate"] == before
 
     def test_a_file_that_is_not_there(self, cloud):
         done = modal_run(cloud, "modal_app.py::ask", "--question", "Q?", "--context", "no-such-file")

@@ -10,9 +10,10 @@ import modal
 import pytest
 
 from rlm import RunConfig, events
+from rlm.context import context_from_paths
 from rlm.modal.runs import DictRunStore, follow, remember
 from rlm.run import RunResult
-from rlm.runs.request import Inline, Paths, RunRequest
+from rlm.runs.request import Inline, LocalFiles, RunRequest
 from rlm.runs.store import RunRecord
 
 OFTEN = 1_000  # more than the client tries
@@ -54,7 +55,9 @@ def volume(modal_double):
 
 def test_an_upload_that_cannot_be_removed_is_a_notice(modal_faults, volume, tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    request = RunRequest(question="q", source=Paths((str(tmp_path),)), config=RunConfig())
+    request = RunRequest(
+        question="q", source=LocalFiles(context_from_paths([str(tmp_path)], tmp_path)), config=RunConfig()
+    )
     told = []
     for rpc in ("VolumeRemoveFile", "VolumeRemoveFile2"):
         modal_faults.unavailable(rpc, OFTEN)

@@ -17,6 +17,7 @@ from rlm import events
 from rlm.bench.speed.report import Report, Row
 from rlm.config import RunConfig
 from rlm.errors import InputError, RLMError
+from rlm.modal.app import modal_app
 from rlm.modal.runs import follow
 from rlm.offline.server import OfflineSettings, serve_offline
 from rlm.runs.request import Inline, RunRequest
@@ -41,9 +42,8 @@ def measure() -> Report:
     if urlsplit(os.environ.get("MODAL_SERVER_URL", "")).hostname != "127.0.0.1":
         raise InputError("this is for the stand-in: python -m tests.modal_double -- rlm bench modal")
     with serve_offline(OfflineSettings(script=script())) as server, env_file(server.base_url):
-        import modal_app  # reads the file; talks to Modal, so before there is an event loop
-
-        runs = asyncio.run(make_runs(modal_app, 1 + WARM_RUNS))
+        app_module = modal_app()  # reads the file; talks to Modal, so before there is an event loop
+        runs = asyncio.run(make_runs(app_module, 1 + WARM_RUNS))
     cold, warm = runs[0], runs[1:]
     cells = [seconds for run in runs for seconds in run.cells_s[EMPTY]]
     calls = [seconds for run in warm for seconds in run.cells_s[CALL]]
@@ -92,13 +92,13 @@ class Timed:
                 self.cells_s[self._code].append(event.seconds)
 
 
-async def make_runs(modal_app: ModuleType, count: int) -> list[Timed]:
+async def make_runs(app_module: ModuleType, count: int) -> list[Timed]:
     """So many runs, one after another, on one App."""
     runs = [Timed() for _ in range(count)]
-    async with modal_app.app.run():
+    async with app_module.app.run():
         for run in runs:
             request = RunRequest(question="q", source=Inline("c"), config=RunConfig())
-            result = await follow(request, modal_app.solve_live, modal_app.contexts, run)
+            result = await follow(request, app_module.solve_live, app_module.contexts, run)
             if result.answer != "done":
                 raise RLMError(f"the run on the stand-in went wrong: {result}")
     return runs
