@@ -46,6 +46,13 @@ RUN = (
         help="Make the root LM chunk the context and use parallel_llm_query for every sub-call.",
     ),
     option(
+        "--prompts",
+        default="default",
+        show_default=True,
+        metavar="NAME|DIR",
+        help="What the root LM is told: a set of prompts (default, small), or a folder with one.",
+    ),
+    option(
         "--cell-timeout-s",
         type=float,
         default=120.0,

@@ -89,12 +89,3 @@ def test_a_signal_that_is_ignored_stays_ignored(ignored, text, provider, tmp_pat
     (tmp_path / "go").touch()
     stdout, _ = running.communicate(timeout=15)
     assert (running.returncode, stdout) == (0, "on\n")
-
-
-def test_the_offline_model_serves_until_it_is_interrupted():
-    running = started("offline-llm", "--port", "0")
-    assert running.stdout.readline().startswith("OPENAI_BASE_URL=http://127.0.0.1:")
-    running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=10)
-    assert "scripted model" in stderr
-    assert "Traceback" not in stderr

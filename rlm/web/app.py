@@ -2,84 +2,110 @@
 
 from __future__ import annotations
 
-import hmac
+import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 
-from rlm.config import RunConfig
 from rlm.errors import InputError
-from rlm.runs.request import Inline, RunRequest
-from rlm.runs.store import RunRecord, RunStore
+from rlm.runs.store import RunRecord, RunStore, State
+from rlm.web.body import NewRun, new_run
+from rlm.web.door import Door
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+DESCRIPTION = "Answers questions over contexts of any size. Every path but /healthz wants the bearer token."
+BODY = {"required": True, "content": {"application/json": {"schema": NewRun.model_json_schema()}}}
 
 
-class NewRun(BaseModel):
-    """The body of POST /v1/runs. What is left out is as in `RunConfig`."""
+class Json(JSONResponse):
+    """JSON of ASCII characters alone: half a character that a model wrote has no other form."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    question: str = Field(min_length=1)
-    context: JsonValue
-    model: str | None = None
-    recursive_model: str | None = None
-    max_iterations: int | None = None
-    pool_size: int | None = None
-    force_parallel: bool | None = None
-
-    def request(self) -> RunRequest:
-        """The run that is asked for.
-
-        Raises: InputError when it makes no sense.
-        """
-        options: dict[str, Any] = self.model_dump(exclude={"question", "context"}, exclude_none=True)
-        return RunRequest(question=self.question, source=Inline(self.context), config=RunConfig(**options))
+    def render(self, content: object) -> bytes:
+        """The bytes of it."""
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-def create_app(runs: RunStore, *, token: str) -> FastAPI:
+class Refusal(BaseModel):
+    """Why a request was not served."""
+
+    detail: str
+
+
+class Started(BaseModel):
+    """A run that has been started."""
+
+    id: str
+
+
+class Run(BaseModel):
+    """How a run stands, as `RunRecord` tells it."""
+
+    id: str
+    state: State
+    answer: str | None
+    stopped_by: str | None
+    iterations: int | None
+    usage: dict[str, dict[str, int]]
+    cost_usd: float | None
+    error: str | None
+
+
+def create_app(runs: RunStore, *, token: str) -> ASGIApp:
     """The API over a run store. Without a token it is closed: every route but /healthz answers 503."""
-    app = FastAPI(title="rlm", openapi_url=None)
+    return Door(routes(runs), token=token)
 
-    def authenticated(request: Request) -> None:
-        if not token:
-            raise HTTPException(
-                503, "this deployment has no RLM_API_TOKEN, so it is closed: make the Secret rlm-api-token"
-            )
-        given = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            raise HTTPException(401, "wrong or missing bearer token", {"WWW-Authenticate": "Bearer"})
 
-    guarded = [Depends(authenticated)]
+def routes(runs: RunStore) -> FastAPI:
+    """What is behind the door. Its description is at /openapi.json."""
+    app = FastAPI(title="rlm", description=DESCRIPTION, docs_url=None, redoc_url=None, default_response_class=Json)
+    guarded: dict[str, Any] = {
+        "dependencies": [Security(HTTPBearer(auto_error=False, description="The API token."))],
+        "responses": {401: {"model": Refusal}, 503: {"model": Refusal, "description": "There is no token."}},
+    }
+    of_a_run: dict[str, Any] = {
+        **guarded,
+        "responses": {**guarded["responses"], 200: {"model": Run}, 404: {"model": Refusal}},
+    }
 
     @app.exception_handler(InputError)
     async def bad_input(_: Request, exc: InputError) -> Response:
-        return JSONResponse({"detail": str(exc)}, 422)
+        return Json({"detail": str(exc)}, 422)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, bool]:
         return {"ok": True}
 
-    @app.post("/v1/runs", status_code=202, dependencies=guarded)
-    async def submit(body: NewRun) -> dict[str, str]:
-        request = body.request()
-        await runs.submit(request)
-        return {"id": request.run_id}
+    @app.post(
+        "/v1/runs",
+        status_code=202,
+        openapi_extra={"requestBody": BODY},
+        dependencies=guarded["dependencies"],
+        responses={**guarded["responses"], 413: {"model": Refusal}, 422: {"model": Refusal}},
+    )
+    async def submit(request: Request) -> Started:
+        run = new_run(await request.body()).request()
+        await runs.submit(run)
+        return Started(id=run.run_id)
 
-    @app.get("/v1/runs/{run_id}", dependencies=guarded)
-    async def get(run_id: str) -> dict[str, Any]:
+    @app.get("/v1/runs/{run_id}", **of_a_run)
+    async def get(run_id: str) -> Response:
         return found(await runs.get(run_id))
 
-    @app.delete("/v1/runs/{run_id}", dependencies=guarded)
-    async def cancel(run_id: str) -> dict[str, Any]:
+    @app.delete("/v1/runs/{run_id}", **of_a_run)
+    async def cancel(run_id: str) -> Response:
         return found(await runs.cancel(run_id))
 
     return app
 
 
-def found(record: RunRecord | None) -> dict[str, Any]:
+def found(record: RunRecord | None) -> Response:
     """The record as JSON, or 404."""
     if record is None:
         raise HTTPException(404, "there is no such run")
-    return asdict(record)
+    return Json(asdict(record))
