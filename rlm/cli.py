@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rlm.bench.commands import bench
+from rlm.exits import ended
 from rlm.options import RunCommand, RunOptions, haystack_options, run_options
 from rlm.terminal import hold_standard_descriptors, say
 
@@ -23,8 +24,6 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  # as click has it
         """Run a command; what we raise on purpose becomes one line on stderr."""
-        from rlm.ending import ended
-
         with ended():
             return super().invoke(ctx)
 
@@ -55,7 +54,7 @@ def ask(question: str, contexts: tuple[str, ...], options: RunOptions) -> None:
     One file is given to the root LM as its text (a .json or .jsonl file as its value); a folder or several
     files as a dict of name to text.
     """
-    from rlm.ending import show_answer
+    from rlm.results import show_answer
     from rlm.running import answer_question
     from rlm.runs.request import Paths
 
@@ -73,8 +72,8 @@ def niah(num_lines: int, seed: int | None, options: RunOptions) -> None:
     from dataclasses import replace
 
     from rlm.bench.niah import QUESTION, haystacks
-    from rlm.ending import show_needle
     from rlm.environment import has_provider
+    from rlm.results import show_needle
     from rlm.running import answer_question
 
     if options.mode == "local" and not has_provider(options.environment):

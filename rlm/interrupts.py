@@ -11,19 +11,18 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from rlm.exits import INTERRUPTED, Interrupted
+
 T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], None]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-INTERRUPTED = 130
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the program to end. `status` is what it exits with."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.status = INTERRUPTED if number in (signal.SIGINT, signal.SIGTERM) else 128 + number
+def interrupted(number: int) -> Interrupted:
+    """What a signal is told as. The contract is 130 for the two that mean "end", 128 and its number for the others."""
+    status = INTERRUPTED if number in (signal.SIGINT, signal.SIGTERM) else 128 + number
+    return Interrupted(signal.Signals(number).name, status)
 
 
 @contextlib.contextmanager
@@ -31,7 +30,7 @@ def interruptible() -> Iterator[None]:
     """Work outside an event loop that the signals end by Interrupted. Those that are ignored stay ignored (nohup)."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        raise Interrupted(number)
+        raise interrupted(number)
 
     with _handled_by(interrupt):
         yield
@@ -61,7 +60,7 @@ def run_interruptibly(main: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not received:
             raise
-        raise Interrupted(received[0]) from None
+        raise interrupted(received[0]) from None
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ import click
 import modal
 
 from rlm.bench.niah import QUESTION, haystacks
-from rlm.ending import ended, show_answer, show_needle
 from rlm.events import Emit
+from rlm.exits import ended
 from rlm.interrupts import interruptible, run_interruptibly
 from rlm.modal.runs import as_platform_error, follow
 from rlm.options import RunCommand, RunOptions, haystack_options, modal_run_options
 from rlm.progress import PlainView
+from rlm.results import show_answer, show_needle
 from rlm.run import RunResult
 from rlm.running import watched
 from rlm.runs.request import Paths, RunRequest

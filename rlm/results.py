@@ -1,38 +1,16 @@
-"""How a command ends: what it prints, and its exit status."""
+"""What a command prints of a result, and the exit status that follows from it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from asyncio import CancelledError
-from collections.abc import Iterator
 from typing import TextIO
 
 from rlm import report
 from rlm.bench.niah import HaystackLines
-from rlm.errors import RLMError, exit_status, in_one_line
-from rlm.interrupts import INTERRUPTED, Interrupted
 from rlm.run import RunResult
 from rlm.terminal import deliver, say
 
 ANSWERED, UNPRINTED, NO_ANSWER = 0, 1, 3
-
-
-@contextlib.contextmanager
-def ended() -> Iterator[None]:
-    """End the process for what is raised on purpose: with a line on stderr, and 2 for bad input, 3 for everything else.
-
-    When interrupted it is 130, 129 after SIGHUP and 131 after SIGQUIT.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, CancelledError) as exc:
-        say("rlm: interrupted")
-        sys.exit(exc.status if isinstance(exc, Interrupted) else INTERRUPTED)
-    except RLMError as exc:
-        say(in_one_line(exc))
-        sys.exit(exit_status(exc))
 
 
 def show_answer(result: RunResult, *, as_json: bool, out: TextIO | None = None) -> int:
