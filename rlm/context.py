@@ -20,6 +20,7 @@ from rlm.streams import read_some, save
 Kind = Literal["text", "json", "jsonl", "files"]
 STDIN = "-"
 CHUNK_CHARS = 1 << 20
+SKIPPED_TOLD = 5
 _KIND_BY_SUFFIX: dict[str, Kind] = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -75,7 +76,8 @@ def context_from_paths(names: Sequence[str], scratch: Path) -> Context:
             files[name if len(names) > 1 else path.name] = _named_file(path, scratch)
     context = Context(kind="files", files=tuple(files.items()), skipped=tuple(skipped))
     if context.size_bytes == 0:
-        raise InputError(f"there is no text in {', '.join(names)}: name a file, or a folder with text files")
+        left_out = "".join(f"; {one.name} {one.why}" for one in skipped[:SKIPPED_TOLD])
+        raise InputError(f"there is no text in {', '.join(names)}: name a file, or a folder with text files{left_out}")
     if len(names) == 1 and (names[0] == STDIN or not _is_folder(Path(names[0]))):
         ((name, _),) = context.files
         return replace(context, kind=_KIND_BY_SUFFIX.get(Path(name).suffix.lower(), "text"))

@@ -10,6 +10,7 @@ from rlm.errors import RLMError, exit_status, in_one_line
 from rlm.terminal import say
 
 INTERRUPTED = 130
+ERROR_CHARS = 2_000
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,5 +33,5 @@ def ended() -> Iterator[None]:
         say("rlm: interrupted")
         sys.exit(exc.status if isinstance(exc, Interrupted) else INTERRUPTED)
     except RLMError as exc:
-        say(in_one_line(exc))
+        say(in_one_line(exc)[:ERROR_CHARS])
         sys.exit(exit_status(exc))

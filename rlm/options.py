@@ -85,6 +85,9 @@ RUN = (
     option("--max-usd", type=float, help="Limit of cost in US dollars."),
     option("--timeout-s", type=float, help="Limit of the whole run, in seconds."),
     option("--max-depth", type=int, default=1, show_default=True, help="How deep child runs (rlm_query) may nest."),
+    option(
+        "--max-children", type=int, default=4, show_default=True, help="Child runs that go on at once, at each depth."
+    ),
     option("--prices", type=FILE, help="Prices that override or add to rlm/prices.toml."),
     option("--env-file", type=FILE, help="Read OPENAI_API_KEY and OPENAI_BASE_URL from this file."),
     option("--log", type=FILE, help="Append the run log (JSON lines) to this file."),

@@ -170,6 +170,7 @@ def test_a_link_that_is_named_is_followed(tmp_path, scratch):
         (["docs/.git/nothing"], "cannot read docs/.git/nothing"),
         (["a\0b"], "cannot read a\0b: embedded null byte"),
         (["empty"], "there is no text in empty: name a file, or a folder with text files"),
+        (["pdfs"], "no text in pdfs: .*; a.pdf is a PDF"),
         (["nothing.txt"], "there is no text in nothing.txt"),
         (["nothing.txt", "empty"], "there is no text in nothing.txt, empty"),
         (["docs/picture.png"], "docs/picture.png is an image, and there is no reader for that"),
@@ -182,6 +183,8 @@ def test_what_cannot_be_read_is_bad_input(docs, scratch, monkeypatch, names, mes
     monkeypatch.chdir(docs.parent)
     Path("empty").mkdir()
     Path("nothing.txt").touch()
+    Path("pdfs").mkdir()
+    Path("pdfs/a.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(InputError, match=message):
         context_from_paths(names, scratch)
 

@@ -39,6 +39,7 @@ class NewRun(BaseModel):
     pool_size: int | None = Field(None, description="Workers at the most.")
     force_parallel: bool | None = Field(None, description="Use parallel_llm_query for every sub-call.")
     prompts: str | None = Field(None, pattern=r"\A[a-z][a-z0-9_]{0,40}\z", description="The name of a set of prompts.")
+    request_timeout_s: float | None = Field(None, description="Seconds one request to a model may take.")
     sub_llm_chars: int | None = Field(None, description="Characters a sub-LLM takes in one prompt.")
     cell_timeout_s: float | None = Field(None, description="Seconds a cell may run.")
     max_output_chars: int | None = Field(None, description="Characters of a cell's output that the root LM sees.")
@@ -47,6 +48,7 @@ class NewRun(BaseModel):
     max_usd: float | None = Field(None, description="Limit of cost in US dollars.")
     timeout_s: float | None = Field(None, description="Limit of the whole run, in seconds.")
     max_depth: int | None = Field(None, description="How deep child runs may nest.")
+    max_children: int | None = Field(None, description="Child runs that go on at once, at each depth.")
 
     def request(self) -> RunRequest:
         """The run that is asked for.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from rlm.offline.server import OfflineSettings
+from tests.conftest import cell
 from tests.modal.conftest import ROOT, cloud_of
 
 pytestmark = pytest.mark.usefixtures("needs_isolation")
@@ -74,6 +79,36 @@ class TestModalRun:
             env_file.write_text(f"OPENAI_API_KEY=file-key\nOPENAI_BASE_URL={cloud.provider.base_url}\n")
             done = modal_run(cloud, "modal_app.py", "--num-lines", 500, "--env-file", env_file)
             assert "Match: True" in done.stdout, done.stdout + done.stderr
+
+
+class TestInterrupts:
+    @pytest.mark.parametrize(
+        ("command", "sent", "status"),
+        [
+            (("modal", "run", "modal_app.py::ask", "--question", "q"), signal.SIGINT, 130),
+            (("rlm", "ask", "q", "--mode", "modal"), signal.SIGHUP, 129),
+        ],
+    )
+    def test_the_run_on_modal_ends_with_the_program(self, lease, command, sent, status):
+        script = (cell("import time; time.sleep(60)"),)
+        with cloud_of(OfflineSettings(script=script)) as cloud:
+            running = subprocess.Popen(
+                [sys.executable, "-m", *command, "--context", lease],
+                cwd=ROOT,
+                env={**os.environ, **cloud.double.env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            while not cloud.sandboxes("repl"):
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.send_signal(sent)
+            stdout, stderr = running.communicate(timeout=15)
+            assert (running.returncode, stdout) == (status, "")
+            assert "rlm: interrupted\n" in stderr
+            while cloud.double.sandboxes() or cloud.double.containers():
+                time.sleep(0.05)
 
 
 class TestTheConsoleScript:

@@ -37,7 +37,15 @@ def test_a_run_is_started_looked_at_and_cancelled(http, served):
 def test_the_limits_are_those_of_the_command_line(http, served):
     limits = {"max_calls": 3, "max_tokens": 4, "max_usd": 0.5, "timeout_s": 6, "max_depth": 0}
     repl = {"cell_timeout_s": 7.5, "max_output_chars": 8}
-    rest = {"model": "m", "recursive_model": "s", "max_iterations": 2, "pool_size": 3, "prompts": "small"}
+    rest = {
+        "model": "m",
+        "recursive_model": "s",
+        "max_iterations": 2,
+        "pool_size": 3,
+        "prompts": "small",
+        "request_timeout_s": 5.0,
+        "max_children": 1,
+    }
     body = {"question": "q", "context": "c", "sub_llm_chars": 9, "force_parallel": True, **limits, **repl, **rest}
     assert http.post("/v1/runs", json=body).status_code == 202
     config = served.store.requests[-1].config
