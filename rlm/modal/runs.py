@@ -19,7 +19,7 @@ from rlm.config import Provider
 from rlm.context import Context
 from rlm.engine import RLM, tell_notice, unfailing
 from rlm.environment import environment_with
-from rlm.errors import PlatformError, RLMError
+from rlm.errors import InputError, PlatformError, RLMError
 from rlm.events import Emit
 from rlm.run import RunResult
 from rlm.runs.request import LocalFiles, RunRequest, Uploaded, make_run
@@ -30,11 +30,17 @@ UPLOADS = Path("/contexts")  # where the Functions see the Volume
 
 
 async def upload(volume: modal.Volume, context: Context) -> Uploaded:
-    """Bring the files of a context to the Volume; the source that finds them there."""
+    """Bring the files of a context to the Volume; the source that finds them there.
+
+    Raises: InputError when one cannot be read any more.
+    """
     folder = uuid.uuid4().hex
-    async with volume.batch_upload.aio() as batch:
-        for number, (_, path) in enumerate(context.files):
-            batch.put_file(path, f"/{folder}/{number}")
+    try:
+        async with volume.batch_upload.aio() as batch:
+            for number, (_, path) in enumerate(context.files):
+                batch.put_file(path, f"/{folder}/{number}")
+    except (FileNotFoundError, PermissionError) as exc:
+        raise InputError(f"cannot read {exc.filename}: {exc.strerror or exc}") from exc
     return Uploaded(
         kind=context.kind,
         names=tuple(name for name, _ in context.files),
@@ -54,7 +60,7 @@ async def follow(
 ) -> RunResult:
     """Have the run made by the generator Function `solve_live` and hear its events; files of ours go there first.
 
-    Raises: what the run raises.
+    Raises: InputError for files that cannot be read; what the run raises.
     """
     tell = unfailing(tell)
     async with contextlib.AsyncExitStack() as stack:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from rlm.errors import InputError
 from rlm.runs.store import RunRecord, RunStore, State
@@ -19,6 +19,7 @@ from rlm.web.door import Door
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+DETAIL_CHARS = 800
 DESCRIPTION = "Answers questions over contexts of any size. Every path but /healthz wants the bearer token."
 BODY = {"required": True, "content": {"application/json": {"schema": NewRun.model_json_schema()}}}
 
@@ -49,6 +50,7 @@ class Run(BaseModel):
     id: str
     state: State
     answer: str | None
+    value: JsonValue
     stopped_by: str | None
     iterations: int | None
     usage: dict[str, dict[str, int]]
@@ -75,7 +77,7 @@ def routes(runs: RunStore) -> FastAPI:
 
     @app.exception_handler(InputError)
     async def bad_input(_: Request, exc: InputError) -> Response:
-        return Json({"detail": str(exc)}, 422)
+        return Json({"detail": str(exc)[:DETAIL_CHARS]}, 422)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, bool]:

@@ -72,6 +72,7 @@ def test_the_limits_are_those_of_the_command_line(http, served):
         ({"question": "q", "context": "c", "s" * 1_000_000: 1}, "there is no field 'sss"),
         ({"question": ["q" * 1_000_000], "context": "c"}, "question: Input should be a valid string"),
         ({"question": "q" * 1_000_000, "context": "c"}, "question: String should have at most 100000 characters"),
+        ({"question": "q", "context": "c", "pool_size": -(10**4_000)}, "pool_size must be 1 or more: -1000"),
         (["question"], "the body must be a JSON object"),
     ],
 )
