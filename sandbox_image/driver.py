@@ -168,6 +168,11 @@ class Repl:
             if type(name) is str and name not in hidden and not (name[:2] == name[-2:] == "__")
         }
 
+    def _new_names(self, before: Container[str]) -> list[str]:
+        """What the cell made or rebound, each in a few words."""
+        variables = self._variables()
+        return new_names([*self._stored, *(name for name in variables if name not in before)], variables)
+
     # Running a cell.
 
     def run(self, number: int, code: str, timeout_s: float, max_s: float) -> None:
@@ -192,6 +197,7 @@ class Repl:
             finally:
                 self._read_answer()
                 self.output.flush()
+                fresh = self._new_names(before)
         except Finished:
             pass
         except BaseException as exc:  # noqa: BLE001  # whatever a cell raises is data
@@ -201,8 +207,6 @@ class Repl:
         if os.getpid() != self._pid:
             leave_fork(raised)
         final, self._final = self._final, None
-        variables = self._variables()
-        fresh = new_names([*self._stored, *(name for name in variables if name not in before)], variables)
         streams, late = self.output.current.take(), self.output.late()
         texts = [streams["stdout"], streams["stderr"], value, error or "", final.text if final else ""]
         texts += [entry[stream] for _, entry in late for stream in ("stdout", "stderr")]
@@ -268,7 +272,10 @@ def binds(tree: ast.AST, name: str) -> bool:
 
 def is_untouched(answer: object) -> bool:
     """Whether the dict of the answer protocol is as it was made."""
-    return is_draft(answer) and answer == {"content": "", "ready": False}
+    if not is_draft(answer):
+        return False
+    content, ready = answer["content"], answer["ready"]  # type: ignore[index]
+    return type(content) is str and not content and ready is False  # no == of whatever a cell put there
 
 
 def is_draft(value: object) -> bool:

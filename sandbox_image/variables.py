@@ -69,16 +69,16 @@ def what_it_is(value: object) -> str:
     """The value's type, with its size where it has one. Runs no code of the value but a library's `shape`."""
     kind = type(value)
     try:
+        name, size = kind.__name__[:NEW_NAME_CHARS], ""
         if kind is str:
-            return f"str of {len(value):,} characters"  # type: ignore[arg-type]
-        if issubclass(kind, SIZED) and kind.__len__ in LENGTHS:
-            return f"{kind.__name__} of {len(value):,}"  # type: ignore[arg-type]
-        if kind.__module__.partition(".")[0] in ("numpy", "pandas"):
-            shape = getattr(value, "shape", ())
-            return f"{kind.__name__} of {' x '.join(map(str, shape))}" if shape else kind.__name__
-        return f"{kind.__name__}"
+            size = f"{len(value):,} characters"  # type: ignore[arg-type]
+        elif issubclass(kind, SIZED) and kind.__len__ in LENGTHS:
+            size = f"{len(value):,}"  # type: ignore[arg-type]
+        elif kind.__module__.partition(".")[0] in ("numpy", "pandas"):
+            size = " x ".join(map(str, getattr(value, "shape", ())))[:NEW_NAME_CHARS]
     except Exception:  # noqa: BLE001  # a class of a cell may have any name, module or metaclass
         return "object"
+    return f"{name} of {size}" if size else name
 
 
 def preview(value: object) -> str:

@@ -38,6 +38,7 @@ def test_final_ends_the_cell_with_the_answer(repl):
         ("answer.update(content='said', ready=True)\n1 / 0", "said"),
         ("answer['content'] = 'not ready'", None),
         ("answer = 'a text'", None),
+        ("class V:\n    def __eq__(self, other): raise OSError\nanswer = {'content': V(), 'ready': False}", None),
         ("answer = 'a text'; FINAL(answer)", "a text"),
         ("final('said')", "said"),
         ("Final('said')", "said"),

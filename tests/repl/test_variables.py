@@ -39,16 +39,21 @@ def test_show_vars_is_bounded_and_runs_no_code_of_what_it_shows(repl):
             @property
             def __module__(cls): raise RuntimeError
         class Nameless(metaclass=Meta): ...
-        a, b, c, d, e = Odd(), OddList(), Nameless(), 10 ** 5000, [Odd()]
+        class numpy_like:
+            __module__ = "numpy"
+            shape = ["x" * 10_000_000]
+        numpy_like.__name__ = "n" * 1_000_000
+        a, b, c, d, e, f = Odd(), OddList(), Nameless(), 10 ** 5000, [Odd()], numpy_like()
     """)
     told = repl.run("print(SHOW_VARS())").stdout.splitlines()
-    assert [line.split("  ")[0] for line in told if line[0] in "abcde"] == [
+    assert [line.split("  ")[0] for line in told if line[0] in "abcdef"] == [
         *("a: Odd", "b: OddList", "c: object", "d: int", "e: list of 1"),
+        f"f: {'n' * 100} of {'x' * 100}",
     ]
     repl.run("for i in range(5000): globals()[f'v{i}'] = [f'{i}' * 1000] * 50")
     repl.run("globals()[5] = 'a name that is none'")
     told = repl.run("SHOW_VARS()").value
-    assert told.endswith("\n... and 4,810 more")
+    assert told.endswith("\n... and 4,812 more")
     assert len(told) < 50_000
 
 
