@@ -27,7 +27,6 @@ import functools
 import linecache
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -45,7 +44,16 @@ from sandbox_image.channel import Channel
 from sandbox_image.clock import CELL_NAME, CellClock
 from sandbox_image.context import load_context
 from sandbox_image.describe import describe
-from sandbox_image.finals import Final, Finished, as_final, read_final
+from sandbox_image.finals import (
+    Final,
+    Finished,
+    as_final,
+    is_draft,
+    is_untouched,
+    parse_cell,
+    read_final,
+)
+from sandbox_image.limits import limit_resources
 from sandbox_image.output import Output
 from sandbox_image.report import cap, format_error, show
 from sandbox_image.variables import new_names, show_vars, stored_names
@@ -223,9 +231,7 @@ class Repl:
 
     def _execute(self, filename: str, code: str) -> object:
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
-        tree = ast.parse(code, filename)
-        is_alias = "final_var" in code and "final_var" not in self._names and not binds(tree, "final_var")
-        tree = BareFinalVar(("FINAL_VAR", "final_var") if is_alias else ("FINAL_VAR",)).visit(tree)
+        tree = parse_cell(code, filename, self._names)
         last = tree.body[-1] if tree.body else None
         if isinstance(last, ast.Expr):
             name = ast.copy_location(ast.Name(VALUE_NAME, ast.Store()), last)
@@ -246,43 +252,6 @@ class Repl:
         return show(value, self._max_output_chars)
 
 
-class BareFinalVar(ast.NodeTransformer):
-    """FINAL_VAR(x) means the value of x, as FINAL_VAR("x") does: root LMs write both."""
-
-    def __init__(self, names: Container[str]) -> None:
-        self._names = names
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # the name ast asks for
-        """Give a bare name's value."""
-        self.generic_visit(node)
-        match node:
-            case ast.Call(func=ast.Name() as function, args=[ast.Name()], keywords=[]) if function.id in self._names:
-                function.id = "FINAL"
-        return node
-
-
-def binds(tree: ast.AST, name: str) -> bool:
-    """Whether code makes a variable, a function or an import of that name."""
-    return any(
-        name in (getattr(node, "id", None), getattr(node, "name", None), getattr(node, "arg", None))
-        and not isinstance(getattr(node, "ctx", None), ast.Load)
-        for node in ast.walk(tree)
-    )
-
-
-def is_untouched(answer: object) -> bool:
-    """Whether the dict of the answer protocol is as it was made."""
-    if not is_draft(answer):
-        return False
-    content, ready = answer["content"], answer["ready"]  # type: ignore[index]
-    return type(content) is str and not content and ready is False  # no == of whatever a cell put there
-
-
-def is_draft(value: object) -> bool:
-    """Whether the value is the dict of the answer protocol, given to FINAL in place of what it holds."""
-    return type(value) is dict and value.keys() == {"content", "ready"}
-
-
 def no_input(_prompt: object = "") -> str:
     """What `input` is in a cell."""
     raise EOFError("input() cannot be answered here: nobody is at the keyboard")
@@ -298,23 +267,6 @@ def leave_fork(raised: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status & 0xFF)
-
-
-def limit_resources(limits: dict[str, int]) -> None:
-    """Bound what this process and its children may take, as far as the system lets us."""
-    for name, value in limits.items():
-        kind = getattr(resource, name)
-        _, hard = resource.getrlimit(kind)
-        bound = value + (tasks_of_others() if kind == resource.RLIMIT_NPROC else 0)
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        resource.setrlimit(kind, (bound, bound))
-
-
-def tasks_of_others() -> int:
-    """RLIMIT_NPROC counts all that a user runs, so what runs already is to be added, but in a namespace of ours."""
-    with open("/proc/self/uid_map") as id_map, open("/proc/loadavg") as load:  # noqa: PTH123
-        is_our_namespace = id_map.read().split()[2] != "4294967295"
-        return 0 if is_our_namespace else int(load.read().split()[3].partition("/")[2])
 
 
 def or_die(work: Callable[[], None], true_stderr: TextIO) -> None:

@@ -191,3 +191,48 @@ def free_names(expression: str) -> set[str]:
             if symbol.is_global() if not is_top else symbol.is_referenced() and not symbol.is_assigned():
                 found.add(symbol.get_name())
     return found
+
+
+def parse_cell(code: str, filename: str, names: Container[str]) -> ast.Module:
+    """The code of a cell, in which FINAL_VAR(x) means the value of x; final_var too, where it is no name of its own."""
+    tree = ast.parse(code, filename)
+    is_alias = "final_var" in code and "final_var" not in names and not binds(tree, "final_var")
+    changed: ast.Module = BareFinalVar({"FINAL_VAR", "final_var"} if is_alias else {"FINAL_VAR"}).visit(tree)
+    return changed
+
+
+class BareFinalVar(ast.NodeTransformer):
+    """FINAL_VAR(x) means the value of x, as FINAL_VAR("x") does: root LMs write both."""
+
+    def __init__(self, names: Container[str]) -> None:
+        self._names = names
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # the name ast asks for
+        """Give a bare name's value."""
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name() as function, args=[ast.Name()], keywords=[]) if function.id in self._names:
+                function.id = "FINAL"
+        return node
+
+
+def binds(tree: ast.AST, name: str) -> bool:
+    """Whether code makes a variable, a function or an import of that name."""
+    return any(
+        name in (getattr(node, "id", None), getattr(node, "name", None), getattr(node, "arg", None))
+        and not isinstance(getattr(node, "ctx", None), ast.Load)
+        for node in ast.walk(tree)
+    )
+
+
+def is_untouched(answer: object) -> bool:
+    """Whether the dict of the answer protocol is as it was made."""
+    if not is_draft(answer):
+        return False
+    content, ready = answer["content"], answer["ready"]  # type: ignore[index]
+    return type(content) is str and not content and ready is False  # no == of whatever a cell put there
+
+
+def is_draft(value: object) -> bool:
+    """Whether the value is the dict of the answer protocol, given to FINAL in place of what it holds."""
+    return type(value) is dict and value.keys() == {"content", "ready"}

@@ -43,16 +43,14 @@ class Repl:
         return self.runner.run(self.session.close())
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[object]:
-    """Starts REPLs: `start(context, answer=..., cell_timeout_s=...)`. All are closed at the end."""
+def starting(folder: Path) -> Iterator[object]:
     opened: list[Repl] = []
     with asyncio.Runner() as runner:
 
         def start_one(context: object = "", answer=shout, launcher=None, max_prompt_chars=None, **limits) -> Repl:
             session = ReplSession(
                 launcher or LocalReplLauncher(),
-                context_from_value(context, tmp_path),
+                context_from_value(context, folder),
                 ReplLimits(**limits),
                 answer,
                 max_prompt_chars=max_prompt_chars,
@@ -67,5 +65,23 @@ def start(tmp_path: Path) -> Iterator[object]:
 
 
 @pytest.fixture
+def start(tmp_path: Path) -> Iterator[object]:
+    """Starts REPLs: `start(context, answer=..., cell_timeout_s=...)`. All are closed at the end."""
+    yield from starting(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The same for REPLs that the cases of a module share."""
+    yield from starting(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
 def repl(start) -> Repl:
     return start()
+
+
+@pytest.fixture(scope="module")
+def shared(start_shared) -> Repl:
+    """A REPL whose variables stay from case to case."""
+    return start_shared()

@@ -18,6 +18,12 @@ async def nothing_is_to_be_asked(call):
     raise AssertionError(f"this was sent: {call}")
 
 
+@pytest.fixture(scope="module")
+def strict(start_shared):
+    """A REPL in which nothing may be asked."""
+    return start_shared(answer=nothing_is_to_be_asked, max_prompt_chars=1_000)
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
@@ -52,8 +58,8 @@ async def nothing_is_to_be_asked(call):
         ("FINAL_VAR()", "TypeError: FINAL_VAR() missing 1 required positional argument: 'name'"),
     ],
 )
-def test_what_no_sub_llm_can_be_asked_is_refused_before_anything_is_sent(start, code, error):
-    result = start(answer=nothing_is_to_be_asked, max_prompt_chars=1_000).run(code)
+def test_what_no_sub_llm_can_be_asked_is_refused_before_anything_is_sent(strict, code, error):
+    result = strict.run(code)
     assert error in result.error
     assert "sandbox_image" not in result.error
 
@@ -75,12 +81,12 @@ def test_a_str_of_another_class_is_sent_as_the_text_it_is(repl):
 @pytest.mark.parametrize(
     "name", ["llm_query", "parallel_llm_query", "rlm_query", "rlm_query_batched", "budget", "FINAL"]
 )
-def test_help_shows_a_name_that_cells_know_and_what_it_is_for(repl, name):
-    told = repl.run(f"help({name})").stdout
+def test_help_shows_a_name_that_cells_know_and_what_it_is_for(shared, name):
+    told = shared.run(f"help({name})").stdout
     assert f"\n{name}(" in told
     assert "self" not in told
     assert len(told.split(f"{name}(")[1].splitlines()) >= 2
-    assert repl.run(name).value.startswith(f"<function {name} at ")
+    assert shared.run(name).value.startswith(f"<function {name} at ")
 
 
 def test_a_prompt_with_lone_surrogates_is_sent(repl):

@@ -49,8 +49,11 @@ def test_final_ends_the_cell_with_the_answer(repl):
         ("'FINAL(1)'", None),
     ],
 )
-def test_the_ways_to_answer(repl, code, final):
-    assert repl.run(code).final == (None if final is None else Answer(text=final))
+def test_the_ways_to_answer(shared, code, final):
+    shared.run(
+        "answer = {'content': '', 'ready': False}\nfor name in ('final', 'final_var'): globals().pop(name, None)"
+    )
+    assert shared.run(code).final == (None if final is None else Answer(text=final))
 
 
 def test_an_answer_can_be_made_over_several_cells(repl):
@@ -165,7 +168,6 @@ def test_a_value_is_the_json_that_it_is_and_another_its_text(repl):
     [
         ("x = []\nfor _ in range(3000): x = [x]\nFINAL(x)", "ValueError: this value is nested too deep"),
         ("x = [1]\nfor _ in range(60): x = [x, x]\nFINAL(x)", "ValueError: an answer may have 10,000,000 characters"),
-        ("x = []; x.append(x); FINAL(x)", "ValueError: an answer may have 10,000,000 characters"),
         ("FINAL(['x' * 1000] * 10_001)", "ValueError: an answer may have 10,000,000 characters"),
         ("FINAL(10 ** 5000)", "ValueError: Exceeds the limit (4300 digits) for integer string conversion"),
         ("class A:\n    def __str__(self): raise KeyError('no str')\nFINAL(A())", "KeyError: 'no str'"),
@@ -177,8 +179,8 @@ def test_a_value_is_the_json_that_it_is_and_another_its_text(repl):
         ),
     ],
 )
-def test_what_cannot_be_written_out_is_an_error_of_the_cell(repl, code, error):
-    result = repl.run(code)
+def test_what_cannot_be_written_out_is_an_error_of_the_cell(shared, code, error):
+    result = shared.run(code)
     assert error in result.error
     assert result.final is None
 

@@ -65,7 +65,7 @@ def test_show_vars_is_bounded_and_runs_no_code_of_what_it_shows(repl):
         ("for i in range(3): total = i", ["i: int", "total: int"]),
         ("def f(): pass\nclass C: inner = 1", ["f: function", "C: type"]),
         ("def f():\n    global made\n    made = {}\nf()", ["f: function", "made: dict of 0"]),
-        ("globals()['made'] = {1, 2}", ["made: set of 2"]),
+        ("globals()['new'] = {1, 2}", ["new: set of 2"]),
         ("import re, os.path as path", []),
         ("old", []),
         ("old.append(1)", []),
@@ -80,9 +80,9 @@ def test_show_vars_is_bounded_and_runs_no_code_of_what_it_shows(repl):
         ("from collections import Counter\nc = Counter('abc')", ["Counter: type", "c: Counter of 3"]),
     ],
 )
-def test_the_variables_that_a_cell_made_are_told(repl, code, told):
-    repl.run("old = [0]; old += [1, 2]")
-    assert repl.run(code).new_names == told
+def test_the_variables_that_a_cell_made_are_told(shared, code, told):
+    shared.run("old = [0]; old += [1, 2]")
+    assert shared.run(code).new_names == told
 
 
 def test_changes_inside_the_context_stay_and_a_rebound_one_comes_back(start):
