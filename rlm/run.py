@@ -187,6 +187,7 @@ class Run:
             example=prompts(f"example.{kind}" if kind in ("str", "list", "dict") else "example"),
             libraries="".join(f", {name}" for name in repl.libraries),
             context=repl.context_description,
+            context_summary=repl.context_description.partition("\n")[0],
             max_output_chars=f"{config.repl.max_output_chars:,}",
             sub_llm_chars=config.sub_llm_chars,
             in_flight=self._parts.pool.stats().concurrency_limit,

@@ -16,7 +16,8 @@ from rlm.prompts import Prompts
 
 SETS = ("default", "small")
 VALUES = {
-    "context": "a str of 1,234 characters in 56 lines",
+    "context": "a str of 1,234 characters in 56 lines\\n> it begins",
+    "context_summary": "a str of 1,234 characters in 56 lines",
     "example": "print(context[:100])",
     "libraries": ", numpy and pandas",
     "models": "The root LM is gpt-5, the sub-LLM gpt-5-nano.",
@@ -27,7 +28,7 @@ VALUES = {
     "max_iterations": 12,
     "budget": "[Left: 12 replies, 34 sub-LLM calls.]",
 }
-OF_THE_SMALL_SET = VALUES.keys() - {"example", "libraries", "max_children", "models"}
+OF_THE_SMALL_SET = VALUES.keys() - {"context", "example", "libraries", "max_children", "models"}
 
 
 @pytest.mark.parametrize("parallel", [False, True])
