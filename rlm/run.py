@@ -189,7 +189,7 @@ class Run:
             context=repl.context_description,
             context_summary=repl.context_description.partition("\n")[0],
             max_output_chars=f"{config.repl.max_output_chars:,}",
-            sub_llm_chars=config.sub_llm_chars,
+            sub_llm_chars=f"{config.sub_llm_chars:_}",
             in_flight=self._parts.pool.stats().concurrency_limit,
             models=feedback.models_line(self._root.name, config.recursive_model, self._parts.prices),
             max_children=config.max_children,
