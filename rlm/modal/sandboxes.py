@@ -67,9 +67,22 @@ async def terminate_after(failure: BaseException, sandbox: modal.Sandbox) -> Non
 
 
 async def list_running(app_id: str, tags: Mapping[str, str]) -> dict[str, modal.Sandbox]:
-    """The Sandboxes of an App that have these tags and have not ended, by id. Raises: one of MODAL_FAILED."""
-    found = modal.Sandbox.list.aio(app_id=app_id, tags=dict(tags))
-    return {sandbox.object_id: sandbox async for sandbox in found}
+    """The Sandboxes of an App that have these tags and have not ended, by id. Raises: one of MODAL_FAILED.
+
+    Modal's iterators lose a cancellation that comes as they end, so the list is made in a task of its own.
+    """
+
+    async def listed() -> dict[str, modal.Sandbox]:
+        found = modal.Sandbox.list.aio(app_id=app_id, tags=dict(tags))
+        return {sandbox.object_id: sandbox async for sandbox in found}
+
+    listing = asyncio.ensure_future(listed())
+    try:
+        return await asyncio.shield(listing)
+    except asyncio.CancelledError:
+        listing.cancel()
+        await uninterrupted(_ended(listing))
+        raise
 
 
 async def age_s(sandbox: modal.Sandbox) -> float:
@@ -81,6 +94,12 @@ async def age_s(sandbox: modal.Sandbox) -> float:
 def words_of(exc: BaseException) -> str:
     """An exception on one bounded line; its kind where it says nothing."""
     return " ".join(str(exc).split())[:WORDS_CHARS] or type(exc).__name__
+
+
+async def _ended(task: asyncio.Future[dict[str, modal.Sandbox]]) -> None:
+    await asyncio.wait([task], timeout=ABANDON_AFTER_S)
+    if task.done() and not task.cancelled():
+        task.exception()  # looked at, so that it is not reported as lost
 
 
 async def _discard(creating: asyncio.Future[modal.Sandbox]) -> None:

@@ -225,9 +225,11 @@ def test_a_start_that_is_cancelled_leaves_no_sandbox(on_modal, modal_faults, tmp
         session = ReplSession(on_modal.launcher(), context, ReplLimits(), shout)
         starting = asyncio.create_task(session.__aenter__())
         await asyncio.sleep(after_s)
-        if not starting.cancel():
+        if starting.cancel():
+            await asyncio.wait([starting])
+            assert starting.cancelled()
+        else:
             await session.close()
-        await asyncio.wait([starting])
 
     asyncio.run(main())
 
