@@ -245,6 +245,21 @@ class TestChildren:
         with pytest.raises(type(error)):
             ask(rlm("a", "bad"), ask_child=child)
 
+    def test_many_are_taken_in_turn(self):
+        going = peak = 0
+
+        async def child(question, _cell):
+            nonlocal going, peak
+            going += 1
+            peak = max(peak, going)
+            await asyncio.sleep(0)
+            going -= 1
+            return question.prompt
+
+        outcomes, _ = ask(rlm(*map(str, range(1_000))), ask_child=child)
+        assert [outcome["text"] for outcome in outcomes] == [str(number) for number in range(1_000)]
+        assert peak == CONFIG.max_children
+
     def test_a_question_longer_than_a_model_takes_is_refused(self):
         async def child(_question, _cell):
             raise AssertionError("it must not start")
