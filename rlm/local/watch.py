@@ -23,6 +23,7 @@ DISK_SHARE = 20  # a folder is measured for so little of the time
 BLOCK_BYTES = 512
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 KIB = 1_024
+SOCKET_BYTES = 416 * KIB  # the most that one holds unread, as Linux has it by default
 OURS = 2  # what confines a driver has processes of its own before it
 
 
@@ -81,8 +82,8 @@ class Watch:
             resident += (status[b"VmRSS"] + status[b"VmSwap"]) * KIB
             if tasks > limits.processes + OURS + 1:
                 return f"ran more than {limits.processes:,} processes and threads"
-        files = self._files_in_memory(pids)
-        if resident + files > watched.memory_bytes and proportional(pids) + files > watched.memory_bytes:
+        others = self._files_in_memory(pids) + in_sockets(pids)
+        if resident + others > watched.memory_bytes and proportional(pids) + others > watched.memory_bytes:
             return f"used more than {watched.memory_bytes // MIB:,} MiB of memory in all its processes"
         if not watched.in_memory and self._disk_bytes(pids) > limits.disk_mib * MIB:
             return f"used more than {limits.disk_mib:,} MiB of disk in all its files"
@@ -104,6 +105,17 @@ class Watch:
         total = in_folder(self._watched.home) + deleted(pids)
         self._next_disk_s = time.monotonic() + DISK_SHARE * (time.monotonic() - began)
         return total
+
+
+def in_sockets(pids: Sequence[int]) -> int:
+    """What the Unix sockets of a network namespace of its own may hold: it is no process's memory."""
+    for pid in pids[OURS:]:
+        with contextlib.suppress(OSError):
+            namespace = Path(f"/proc/{pid}/ns/net").readlink()
+            if namespace == Path("/proc/self/ns/net").readlink():
+                return 0
+            return max(0, Path(f"/proc/{pid}/net/unix").read_bytes().count(b"\n") - 1) * SOCKET_BYTES
+    return 0
 
 
 def processes(first: int) -> Iterator[int]:

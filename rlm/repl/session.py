@@ -92,6 +92,7 @@ def how_it_ended(status: int, stderr: str) -> str:
     else:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         how, said = f"ended by {name}", lines[0]
+    said = "".join(filter(str.isprintable, said))  # cells can write there, and it goes to a terminal
     return f"{how}; {said}" if said else how
 
 

@@ -52,6 +52,18 @@ def test_memory_without_a_process_counts(tool, start, launcher):
         """)
 
 
+def test_what_sockets_hold_counts(tool, start, launcher):
+    if tool == "landlock":
+        pytest.skip("there it has no network namespace of its own")
+    repl = start(launcher=launcher, memory_mib=256)
+    with pytest.raises(ReplDiedError, match="256 MiB of memory in all its processes"):
+        repl.run("""
+            import socket, time
+            pairs = [socket.socketpair() for _ in range(400)]
+            time.sleep(15)
+        """)
+
+
 def test_files_without_content_count(tool, start, launcher):
     if tool == "landlock":
         pytest.skip("there files are on disk")

@@ -36,6 +36,14 @@ def test_a_death_is_told_and_the_next_cell_finds_a_fresh_process(start, code, ho
     assert repl.run("'x' in globals(), context").value == "(False, 'the context')"
 
 
+def test_what_a_cell_writes_where_the_driver_complains_cannot_steer_a_terminal(start):
+    repl = start()
+    repl.run(FRAMES)
+    with pytest.raises(ReplDiedError) as raised:
+        repl.run("os.write(channel.stderr.fileno(), b'\\x1b]0;owned\\x07\\xc2\\x9bx\\r'); os._exit(3)")
+    assert str(raised.value) == "the REPL process ended: exit status 3; ]0;ownedx"
+
+
 def test_a_death_between_two_cells_is_told_with_the_next(start):
     repl = start()
     repl.run("import os, threading\nthreading.Timer(0.05, os._exit, [4]).start()")
