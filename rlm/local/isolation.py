@@ -126,7 +126,7 @@ def _trial(tool: Tool) -> str | None:
     if trial.returncode == 0:
         return None
     last = trial.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    return last[:REASON_CHARS] or f"exit status {trial.returncode}"
+    return last.removeprefix(f"{tool}: ")[:REASON_CHARS] or f"exit status {trial.returncode}"
 
 
 def confine(tool: Tool | None, folder: Path, files: Sequence[Path], home_bytes: int) -> Confined:

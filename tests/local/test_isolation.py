@@ -54,7 +54,7 @@ def refusing(folder: Path) -> str:
 
 def test_a_tool_that_is_there_but_does_not_work_is_not_used_and_not_said_to_be_missing(tmp_path):
     said = notice(["bwrap"], PATH=refusing(tmp_path))
-    assert said.startswith("this machine cannot isolate the REPL (bwrap: bwrap: No permissions to create new names")
+    assert said.startswith("this machine cannot isolate the REPL (bwrap: No permissions to create new namespace")
     assert "not installed" not in said
 
 
