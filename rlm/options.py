@@ -37,7 +37,7 @@ RUN = (
         type=int,
         default=10,
         show_default=True,
-        help="Replies of the root LM before it is asked for its last word.",
+        help="Replies of the root LM before it is asked for the answer alone.",
     ),
     option("--pool-size", type=int, default=4, show_default=True, help="Workers at the most."),
     option(

@@ -35,7 +35,7 @@ class NewRun(BaseModel):
     context: Any = Field(description="A text, or any JSON value.")
     model: str | None = Field(None, max_length=200, description="The root LM.")
     recursive_model: str | None = Field(None, max_length=200, description="The sub-LLM.")
-    max_iterations: int | None = Field(None, description="Replies of the root LM before it is asked for its last word.")
+    max_iterations: int | None = Field(None, description="Replies of the root LM before the last request.")
     pool_size: int | None = Field(None, description="Workers at the most.")
     force_parallel: bool | None = Field(None, description="Use parallel_llm_query for every sub-call.")
     prompts: str | None = Field(None, pattern=r"\A[a-z][a-z0-9_]{0,40}\z", description="The name of a set of prompts.")

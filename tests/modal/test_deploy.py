@@ -164,7 +164,7 @@ class TestWhatGoesWrong:
             while cloud.provider.stats().in_flight < 100:
                 time.sleep(0.02)
             cloud.double.faults.kill_sandbox(cloud.sandboxes("worker")[0])
-            assert api.wait(run)["answer"] == "true"
+            assert api.wait(run)["value"] is True
             stats = cloud.provider.stats()
             assert stats.distinct_sub_prompts == 200
             assert stats.sub_requests <= 200 + 64  # asked again: what the killed worker had in flight
