@@ -104,11 +104,11 @@ def niah(num_lines: int, seed: int | None, options: RunOptions) -> None:
 @click.option("--relay-subs", is_flag=True, help="With --relay: sub-LLM calls go there, too.")
 def offline_llm(port: int, script: Path | None, **settings: Any) -> None:  # noqa: ANN401
     """Serve the scripted model behind OpenAI's API on 127.0.0.1, for demos and tests."""
-    from rlm.offline.server import SCRIPTED_NOTICE, run_offline
+    from rlm.offline.server import RELAY_NOTICE, SCRIPTED_NOTICE, run_offline
     from rlm.offline.settings import OfflineSettings, read_script
 
     def announce(base_url: str) -> None:
-        say(SCRIPTED_NOTICE)
+        say(SCRIPTED_NOTICE if settings["relay"] is None else RELAY_NOTICE)
         click.echo(f"OPENAI_BASE_URL={base_url}")
 
     replies = read_script(script) if script is not None else None

@@ -84,6 +84,22 @@ def context_from_paths(names: Sequence[str], scratch: Path) -> Context:
     return context
 
 
+def without(context: Context, secret: Path) -> Context:
+    """The context but for the file `secret`, by whatever name or link it is there: model-written code must not see it.
+
+    Raises: InputError when nothing else is there, or a file cannot be read.
+    """
+    try:
+        kept = tuple((name, path) for name, path in context.files if not path.samefile(secret))
+    except OSError as exc:
+        raise _unreadable(exc.filename, exc) from exc
+    if not kept:
+        raise InputError(f"{secret} holds the key, so it cannot be the context")
+    names = {name for name, _ in context.files} - {name for name, _ in kept}
+    skipped = tuple(Skipped(name, "holds the key") for name in sorted(names))
+    return replace(context, files=kept, skipped=(*skipped, *context.skipped))
+
+
 def _check_names(names: Sequence[str]) -> None:
     if list(names).count(STDIN) > 1:
         raise InputError("standard input (-) can be read once only")

@@ -72,7 +72,7 @@ class CellOutput:
     final: Answer | None
     late: list[LateOutput]
     new_names: list[str] = field(default_factory=list)
-    """Variables it made or rebound, each in a few words: "rows: list of 120"."""
+    """Variables it made, each in a few words: "rows: list of 120"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,8 @@ class RunOptions:
 
     config: RunConfig
     environment: Mapping[str, str] = field(repr=False)
+    env_file: Path | None = None
+    """Never a part of the context."""
     prices: str = ""
     """The text of the file that --prices names."""
     log: Path | None = None
@@ -124,6 +126,7 @@ class RunOptions:
             config=RunConfig.of(given),
             environment=environment_with(given["env_file"]),
             prices=prices,
+            env_file=given["env_file"],
             **{name: given[name] for name in ("log", "as_json", "mode", "offline") if name in given},
         )
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from rlm import scratch
 from rlm.config import Provider
+from rlm.context import without
 from rlm.engine import RLM
 from rlm.errors import InputError
 from rlm.events import Emit, Event
@@ -63,6 +64,8 @@ def watched(question: str, source: ContextSource, options: RunOptions, make: Mak
             listeners: list[Emit] = [] if log is None else [stack.enter_context(log)]
             if isinstance(source, Paths):  # read outside the event loop, so that a pipe that waits can be interrupted
                 files = source.open(stack.enter_context(scratch.folder("context")))
+                if options.env_file is not None:
+                    files = without(files, options.env_file)
                 request = replace(request, source=LocalFiles(files))
             listeners.append(stack.enter_context(shown))
 

@@ -148,7 +148,7 @@ def items_told(items: list[object]) -> Iterator[str]:
     if dicts:
         yield f"The keys of its dict{sampled(looked_at, items)}:"
         yield from common_keys_told(dicts)
-    yield f"The first item: {cap(short_repr(items[0]), 3 * SAMPLE_CHARS)}"
+    yield f"The first item: {cap(short_repr(items[0], 2 * SAMPLE_CHARS), 4 * SAMPLE_CHARS)}"
 
 
 def sample_of(items: list[object]) -> list[object]:
@@ -205,10 +205,10 @@ def short(name: str) -> str:
     return repr(name) if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 3]!r}..."
 
 
-def short_repr(value: object) -> str:
-    """A repr in which nothing is long."""
+def short_repr(value: object, max_chars: int = NAME_CHARS) -> str:
+    """A repr in which nothing is longer than `max_chars`."""
     shortening = reprlib.Repr()
-    shortening.maxstring = shortening.maxother = shortening.maxlong = NAME_CHARS
+    shortening.maxstring = shortening.maxother = shortening.maxlong = max_chars
     shortening.maxdict = shortening.maxlist = 8
     shortening.maxlevel = 3
     try:

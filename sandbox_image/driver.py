@@ -32,7 +32,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from typing import NoReturn, TextIO
 
@@ -56,7 +56,7 @@ from sandbox_image.finals import (
 from sandbox_image.limits import limit_resources
 from sandbox_image.output import Output
 from sandbox_image.report import cap, format_error, show
-from sandbox_image.variables import new_names, show_vars, stored_names
+from sandbox_image.variables import new_names, show_vars
 
 MAX_MESSAGE_CHARS = 2_000
 BROKEN_STATUS = 70
@@ -76,7 +76,6 @@ class Repl:
         self._clock = CellClock()
         self.calls = Calls(channel, self._clock, self.output.cell_of_thread)
         self._final: Final | None = None
-        self._stored: list[str] = []
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self._names = module.__dict__
@@ -176,11 +175,6 @@ class Repl:
             if type(name) is str and name not in hidden and not (name[:2] == name[-2:] == "__")
         }
 
-    def _new_names(self, before: Container[str]) -> list[str]:
-        """What the cell made or rebound, each in a few words."""
-        variables = self._variables()
-        return new_names([*self._stored, *(name for name in variables if name not in before)], variables)
-
     # Running a cell.
 
     def run(self, number: int, code: str, timeout_s: float, max_s: float) -> None:
@@ -195,7 +189,6 @@ class Repl:
         before = self._names.keys() | self._given.keys()
         self._names.update(self._given)
         builtins.__dict__.update(self._aliases)
-        self._stored = []
         self.output.begin(number)
         value, raised, fresh = "", None, []
         self._clock.start(number, timeout_s, max_s)
@@ -205,7 +198,7 @@ class Repl:
             finally:
                 self._read_answer()
                 self.output.flush()
-                fresh = self._new_names(before)
+                fresh = new_names(before, self._variables())
         except Finished:
             pass
         except BaseException as exc:  # noqa: BLE001  # whatever a cell raises is data
@@ -237,7 +230,6 @@ class Repl:
             name = ast.copy_location(ast.Name(VALUE_NAME, ast.Store()), last)
             tree.body[-1] = ast.copy_location(ast.Assign([name], last.value), last)
         compiled = compile(tree, filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        self._stored = list(stored_names(compiled))
         running = eval(compiled, self._names)  # noqa: S307  # running code is what this process is for
         if compiled.co_flags & CO_COROUTINE:
             import asyncio  # 40 ms that few cells need

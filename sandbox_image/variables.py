@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import opcode
+import itertools
 import reprlib
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Mapping
 
 from sandbox_image.report import cap
 
@@ -16,8 +16,6 @@ PREVIEW_CHARS = 80
 PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, type(None))
 SIZED = (bytes, list, tuple, dict, set, frozenset)
 LENGTHS = frozenset(kind.__len__ for kind in SIZED)  # a subclass may have its own, which is not to be called
-STORES = frozenset({opcode.opmap["STORE_NAME"], opcode.opmap["STORE_GLOBAL"]})
-STORE_GLOBAL = opcode.opmap["STORE_GLOBAL"]
 
 
 class Lines(str):
@@ -40,29 +38,14 @@ def show_vars(names: Mapping[str, object]) -> Lines:
     return Lines("\n".join(lines) or "no variables yet")
 
 
-def new_names(stored: Iterable[str], names: Mapping[str, object]) -> list[str]:
-    """Those of the names that hold a variable, with what each is; modules are left out."""
-    found: list[str] = []
-    for name in dict.fromkeys(stored):
-        if name in names and not issubclass(type(names[name]), types.ModuleType):
-            if len(found) == NEW_NAMES:
-                break
-            found.append(f"{name}: {what_it_is(names[name])}"[:NEW_NAME_CHARS])
-    return found
-
-
-def stored_names(code: types.CodeType, *, inside: bool = False) -> Iterator[str]:
-    """The names of the module that a cell's code binds, in order; in its functions, those that are `global`."""
-    argument = 0
-    for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
-        argument = argument << 8 | low
-        if operation in STORES and (operation == STORE_GLOBAL or not inside):
-            yield code.co_names[argument]
-        if operation != opcode.EXTENDED_ARG:
-            argument = 0
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from stored_names(constant, inside=True)
+def new_names(before: Container[str], names: Mapping[str, object]) -> list[str]:
+    """Those of the variables that were not there before, with what each is; modules and names of a letter left out."""
+    found = (
+        f"{name}: {what_it_is(value)}"[:NEW_NAME_CHARS]
+        for name, value in names.items()
+        if len(name) > 1 and name not in before and not issubclass(type(value), types.ModuleType)
+    )
+    return list(itertools.islice(found, NEW_NAMES))
 
 
 def what_it_is(value: object) -> str:

@@ -78,6 +78,22 @@ class TestAsk:
         assert rlm("ask", "Q?", "--context", text, "--env-file", file).stdout == "from the file\n"
         assert server.stats().answered == 1
 
+    def test_the_file_with_the_key_is_no_part_of_a_context(self, provider, tmp_path):
+        _, env = provider(cell("FINAL(sorted(context))"))
+        folder = tmp_path / "work"
+        folder.mkdir()
+        (folder / "notes.txt").write_text("notes")
+        (folder / "key.env").write_text(
+            f'OPENAI_API_KEY="file-key-0123456789"\nOPENAI_BASE_URL={env["OPENAI_BASE_URL"]}\n'
+        )
+        (folder / "link.env").hardlink_to(folder / "key.env")
+        done = rlm("ask", "Q?", "--context", folder, "--env-file", folder / "key.env")
+        assert done.stdout == '["notes.txt"]\n'
+        assert "key.env holds the key" in done.stderr
+        done = rlm("ask", "Q?", "--context", folder / "link.env", "--env-file", folder / "key.env")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith("key.env holds the key, so it cannot be the context\n")
+
     def test_standard_input_is_a_context(self, provider):
         _, env = provider(cell("FINAL(ascii(context))"))
         done = rlm("ask", "Q?", "--context", "-", env=env, input="piped\n")

@@ -21,6 +21,7 @@ from rlm.offline.model import OfflineModel
 from rlm.offline.settings import Fault, OfflineSettings, OfflineStats, WrongAnswer, read_script
 
 __all__ = [
+    "RELAY_NOTICE",
     "SCRIPTED_NOTICE",
     "Fault",
     "OfflineServer",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 SCRIPTED_NOTICE = "Offline: these answers come from a scripted model that searches by rules; no LLM is asked."
+RELAY_NOTICE = "Offline: whoever writes the reply files answers for the root LM."
 HOST = "127.0.0.1"
 
 
