@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 RLM = (sys.executable, "-m", "rlm")
 
@@ -33,10 +34,15 @@ def in_shell(script, *arguments, env=None, **options):
     )
 
 
+@contextmanager
 def started(*arguments, env=None, before=(), **options):
-    """Start it, perhaps by another program."""
-    return subprocess.Popen(
+    """Start it, perhaps by another program; it has ended when the block has."""
+    with subprocess.Popen(
         [*before, *RLM, *map(str, arguments)],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         env={**os.environ, **(env or {})},
-    )
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()

@@ -42,50 +42,49 @@ def test_in_the_middle_of_sub_calls_everything_is_ended(sent, text, provider, tm
     hang = Fault(match="hang", hang_s=60, times=99)
     server, env = provider(cell("parallel_llm_query(['h' + 'ang'] * 30)"), faults=(hang,))
     (tmp_path / "tmp").mkdir()
-    running = started("ask", "Q?", "--context", text, env=env | {"TMPDIR": str(tmp_path / "tmp")})
-    wait_for(running, lambda: server.stats().in_flight >= 2)
-    assert len(processes_with(server.base_url)) > 1
-    running.send_signal(sent)
-    stdout, stderr = running.communicate(timeout=15)
-    assert (running.returncode, stdout, stderr.splitlines()[-1]) == (STATUS[sent], "", "rlm: interrupted")
-    assert processes_with(server.base_url) == processes_with(str(tmp_path / "tmp")) == []
-    assert list((tmp_path / "tmp").iterdir()) == []
+    with started("ask", "Q?", "--context", text, env=env | {"TMPDIR": str(tmp_path / "tmp")}) as running:
+        wait_for(running, lambda: server.stats().in_flight >= 2)
+        assert len(processes_with(server.base_url)) > 1
+        running.send_signal(sent)
+        stdout, stderr = running.communicate(timeout=15)
+        assert (running.returncode, stdout, stderr.splitlines()[-1]) == (STATUS[sent], "", "rlm: interrupted")
+        assert processes_with(server.base_url) == processes_with(str(tmp_path / "tmp")) == []
+        assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_in_the_middle_of_a_cell_everything_is_ended(text, provider, tmp_path):
     _, env = provider(cell("open(1, 'w').write('x'); import time; time.sleep(60)"))
     log = tmp_path / "log"
-    running = started("ask", "Q?", "--context", text, "--log", log, env=env)
-    wait_for(running, lambda: log.exists() and "cell_started" in log.read_text())
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=15)
-    assert running.returncode == 130
-    assert json.loads(log.read_text().splitlines()[-1])["event"] == "run_failed"
+    with started("ask", "Q?", "--context", text, "--log", log, env=env) as running:
+        wait_for(running, lambda: log.exists() and "cell_started" in log.read_text())
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=15)
+        assert running.returncode == 130
+        assert json.loads(log.read_text().splitlines()[-1])["event"] == "run_failed"
 
 
 @pytest.mark.parametrize("sent", STATUS)
 def test_while_it_waits_for_standard_input_what_it_has_written_is_removed(sent, tmp_path):
-    running = started("ask", "Q?", "--context", "-", "--offline", stdin=subprocess.PIPE, env={"TMPDIR": str(tmp_path)})
-    running.stdin.write("a line\n" * 100_000)
-    running.stdin.flush()
-    wait_for(running, lambda: list(tmp_path.glob("rlm-context-*/context-*")))
-    running.send_signal(sent)
-    running.wait(timeout=15)
-    assert running.returncode == STATUS[sent]
-    assert "rlm: interrupted" in running.stderr.read()
-    assert list(tmp_path.iterdir()) == []
-    running.communicate()
+    with started(
+        "ask", "Q?", "--context", "-", "--offline", stdin=subprocess.PIPE, env={"TMPDIR": str(tmp_path)}
+    ) as running:
+        running.stdin.write("a line\n" * 100_000)
+        running.stdin.flush()
+        wait_for(running, lambda: list(tmp_path.glob("rlm-context-*/context-*")))
+        running.send_signal(sent)
+        running.wait(timeout=15)
+        assert running.returncode == STATUS[sent]
+        assert "rlm: interrupted" in running.stderr.read()
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_that_is_ignored_stays_ignored(ignored, text, provider, tmp_path):
-    wait = cell(f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)\nFINAL('on')")
-    _, env = provider(wait)
-    log = tmp_path / "log"
+def test_a_signal_that_is_ignored_stays_ignored(ignored, text, provider):
+    slow = Fault(match="slow", hang_s=1.0)
+    server, env = provider(cell("llm_query('sl' + 'ow')\nFINAL('on')"), faults=(slow,))
     ignoring = ("env", f"--ignore-signal={ignored.name.removeprefix('SIG')}")
-    running = started("ask", "Q?", "--context", text, "--log", log, env=env, before=ignoring)
-    wait_for(running, lambda: log.exists() and "cell_started" in log.read_text())
-    running.send_signal(ignored)
-    (tmp_path / "go").touch()
-    stdout, _ = running.communicate(timeout=15)
-    assert (running.returncode, stdout) == (0, "on\n")
+    with started("ask", "Q?", "--context", text, env=env, before=ignoring) as running:
+        wait_for(running, lambda: server.stats().in_flight)
+        running.send_signal(ignored)
+        stdout, _ = running.communicate(timeout=15)
+        assert (running.returncode, stdout) == (0, "on\n")
