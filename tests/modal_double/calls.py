@@ -82,7 +82,7 @@ class Call:
         return sum(i.status is not InputStatus.DONE for i in self.inputs)
 
     def finish(self, item: Input, result: pb.GenericResult, data_format: int) -> None:
-        """The last word on an input."""
+        """The result of an input."""
         if item.status is InputStatus.DONE:
             return
         item.status = InputStatus.DONE

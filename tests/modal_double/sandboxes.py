@@ -112,7 +112,7 @@ class SandboxService:
         finally:
             sandbox.result = sandbox.ending or result
             sandbox.over.set()
-            await self._bury(sandbox)
+            await self._reap(sandbox)
 
     async def _start(self, sandbox: Sandbox) -> None:
         definition = sandbox.definition
@@ -182,7 +182,7 @@ class SandboxService:
         except (OSError, SpawnError, JailError):
             return False
 
-    async def _bury(self, sandbox: Sandbox) -> None:
+    async def _reap(self, sandbox: Sandbox) -> None:
         if sandbox.egress is not None:
             await sandbox.egress.close()
         if sandbox.jail is not None:
