@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from rlm.local import visible
-from rlm.local.confined.plan import Plan
+from rlm.local.confined.plan import MEMORY, Plan
 from rlm.repl.frames import NONCE_BYTES
 from rlm.scratch import Scratch
 from sandbox_image import driver_path
@@ -24,7 +24,7 @@ Tool = Literal["bwrap", "unshare", "landlock"]
 TOOLS: tuple[Tool, ...] = ("bwrap", "unshare", "landlock")  # the best first
 PYTHON = (sys.executable, "-I", "-X", "utf8")
 START = str(Path(__file__).with_name("confined") / "start.py")
-HOME = "/tmp"  # noqa: S108  # in the REPL: nobody else's
+HOME = f"{MEMORY}/home"  # not MEMORY itself: an interpreter below /tmp is shown in there
 SHM = "/dev/shm"  # noqa: S108
 CONTEXT = "/context"
 COPIES = f"{CONTEXT}/copies"
@@ -166,7 +166,7 @@ def confine(tool: Tool | None, folder: Path, files: Sequence[Path], home_bytes: 
         home=plan.home,
         placed=placed,
         inherited=(number,),
-        in_memory=() if tool == "landlock" else (HOME, SHM),
+        in_memory=() if tool == "landlock" else (MEMORY, SHM),
         waits=True,
     )
 
@@ -199,7 +199,7 @@ def _bubblewrap(plan: Plan) -> tuple[str, ...]:
     if os.geteuid() == 0:
         for right in ("CAP_SYS_ADMIN", "CAP_SETPCAP"):  # to protect the devices with, and then to drop all rights
             arguments += ["--cap-add", right]
-    arguments += [*size, "--tmpfs", plan.home, "--dev", "/dev", *size, "--tmpfs", SHM]
+    arguments += [*size, "--tmpfs", MEMORY, "--dir", plan.home, "--dev", "/dev", *size, "--tmpfs", SHM]
     arguments += ["--proc", "/proc", "--dir", "/run", "--dir", "/var"]
     for path, target in plan.links:
         arguments += ["--symlink", target, path]

@@ -9,7 +9,7 @@ import signal
 import struct
 
 from rlm.local.confined import kernel
-from rlm.local.confined.plan import Plan
+from rlm.local.confined.plan import MEMORY, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def build(plan: Plan) -> None:
     root = plan.root
     size = f"size={plan.home_bytes}"
     tmpfs(root, "size=1m")
-    for folder in ("/proc", "/dev", "/run", "/var", plan.home):
+    for folder in ("/proc", "/dev", "/run", "/var", MEMORY):
         os.makedirs(root + folder)
-    tmpfs(root + plan.home, f"{size},mode=700")
+    tmpfs(root + MEMORY, f"{size},mode=700")
+    os.mkdir(root + plan.home)
     for path, target in plan.links:
         os.symlink(target, root + path)
     for source, path in plan.shown:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 
+MEMORY = "/tmp"  # noqa: S108  # in the REPL: a file system in memory, with its home in it
+
 
 class Plan:
     """How a driver is confined, by the tool of that name.
 
     `shown` are pairs of a path of this machine and the path it has in the REPL, parents before what is in them;
     `links` are the symlinks (path, target) that the system has beside them. `root` is an empty folder to build
-    upon, `home` the one folder that cells can write to, of at most `home_bytes` where it is in memory.
+    upon, `home` the folder where cells run. They can write to it and to MEMORY, which may hold `home_bytes`; without
+    namespaces, to their home alone.
     """
 
     def __init__(  # noqa: PLR0913  # as a dataclass would have it: to import those takes longer than all the rest
