@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import sys
@@ -129,26 +130,49 @@ def context_from_text(text: str, kind: Kind, scratch: Path) -> Context:
 
 
 def context_from_value(value: object, scratch: Path) -> Context:
-    """The context that a Python value makes, written to `scratch`. A Path is a file or a folder.
+    """The context that a Python value makes, written to `scratch`.
 
-    Raises: InputError when the value is neither text, nor a path, nor JSON, or there is no place for it.
+    A Path is a file or a folder; a list of Paths is what several names are. Of other values comes JSON, with pydantic
+    models as dicts, dates and times as ISO 8601, and sets as lists, sorted where they can be.
+
+    Raises: InputError when the value is neither text, nor paths, nor JSON, or there is no place for it.
     """
     if isinstance(value, Context):
         return value
     if isinstance(value, Path):
         return context_from_paths([str(value.absolute())], scratch)
+    if isinstance(value, list | tuple) and value and all(isinstance(item, Path) for item in value):
+        # "./-" is a file, and "-" would be standard input
+        return context_from_paths([f"./{item}" if str(item) == STDIN else str(item) for item in value], scratch)
     if isinstance(value, str):
         with contextlib.suppress(UnicodeEncodeError):  # lone surrogates: JSON brings them over
             return context_from_text(value, "text", scratch)
     path = _new_file(scratch)
     try:
         with path.open("w", encoding="ascii") as file:
-            json.dump(value, file)
+            json.dump(value, file, default=_json_of)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InputError(f"the context must be a str, a Path or a JSON value: {exc}") from exc
+        raise InputError(f"the context must be a str, a Path, a list of Paths or a JSON value: {exc}") from exc
     except OSError as exc:
         raise _cannot_write(exc) from exc
     return Context(kind="json", files=(("context", path),))
+
+
+def _json_of(value: object) -> object:
+    """What stands in JSON for a value that JSON does not know.
+
+    Raises: TypeError where nothing does.
+    """
+    if isinstance(value, set | frozenset):
+        try:
+            return sorted(value)
+        except TypeError:
+            return list(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if hasattr(value, "model_dump"):  # of pydantic, which is not imported for that
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _is_folder(path: Path) -> bool:

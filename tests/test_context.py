@@ -1,11 +1,14 @@
 """What a user names or hands over becomes files, and is refused with a clear word when it cannot."""
 
 import contextlib
+import datetime
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from rlm.context import Context, context_from_paths, context_from_value
@@ -219,6 +222,43 @@ def test_values_travel_as_json_and_paths_as_files(docs, scratch):
     assert context_from_value(ready, scratch) is ready
 
 
+def test_a_list_of_paths_is_what_several_names_are(docs, scratch, monkeypatch):
+    monkeypatch.chdir(docs)
+    Path("-").write_text("no standard input")
+    context = context_from_value([Path("a.md"), docs / "deep", Path("-")], scratch)
+    assert context.kind == "files"
+    assert context.files == (
+        ("a.md", docs / "a.md"),
+        (f"{docs}/deep/er/c", docs / "deep/er/c"),
+        ("./-", docs / "-"),
+    )
+
+
+class Signature(pydantic.BaseModel):
+    name: str
+    on: datetime.date
+
+
+def test_models_dates_and_sets_are_json_at_any_depth(scratch):
+    signed = Signature(name="Ada", on=datetime.date(1843, 8, 1))
+    value = {
+        "signed": [signed],
+        "at": datetime.datetime(1843, 8, 1, 12, 30, tzinfo=datetime.UTC),
+        "clock": datetime.time(12, 30),
+        "pages": {3, 1, 10},
+        "mixed": frozenset({"a", 1}),
+    }
+    found = json.loads(context_from_value(value, scratch).files[0][1].read_text())
+    assert sorted(found.pop("mixed"), key=str) == [1, "a"]
+    assert found == {
+        "signed": [{"name": "Ada", "on": "1843-08-01"}],
+        "at": "1843-08-01T12:30:00+00:00",
+        "clock": "12:30:00",
+        "pages": [1, 3, 10],
+    }
+    assert context_from_value(signed, scratch).files[0][1].read_text() == '{"name": "Ada", "on": "1843-08-01"}'
+
+
 def test_two_values_in_one_folder_do_not_meet(scratch):
     one, other = context_from_value("one", scratch), context_from_value("other", scratch)
     assert [context.files[0][1].read_text() for context in (one, other)] == ["one", "other"]
@@ -230,7 +270,7 @@ def a_ring():
     return ring
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, {"a": b"x"}, {(1, 2): 3}, a_ring()])
+@pytest.mark.parametrize("value", [object(), {"a": b"x"}, {(1, 2): 3}, a_ring(), [Path("a"), "b"], pydantic.BaseModel])
 def test_what_is_no_json_is_bad_input(scratch, value):
-    with pytest.raises(InputError, match="the context must be a str, a Path or a JSON value"):
+    with pytest.raises(InputError, match="the context must be a str, a Path, a list of Paths or a JSON value: "):
         context_from_value(value, scratch)
