@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,16 +16,14 @@ from rlm.engine import RLM
 from rlm.errors import InputError
 from rlm.events import Emit, Event
 from rlm.interrupts import interruptible, run_interruptibly
+from rlm.offline.scripted import FREE, scripted_config, serve_scripted
 from rlm.options import RunOptions
 from rlm.progress import PlainView, TerminalView, View
 from rlm.run import RunResult
 from rlm.runs.log import RunLog
 from rlm.runs.request import ContextSource, LocalFiles, Paths, RunRequest, make_run
 from rlm.terminal import say
-from rlm.usage import Price, PriceList, load_prices
-
-SCRIPTED_ROOT, SCRIPTED_SUB = "scripted-root", "scripted-sub"
-FREE = PriceList(dict.fromkeys((SCRIPTED_ROOT, SCRIPTED_SUB), Price(input=0.0, output=0.0, cached_input=0.0)))
+from rlm.usage import load_prices
 
 MakeRun: TypeAlias = Callable[[RunRequest, Emit], Coroutine[Any, Any, RunResult]]
 
@@ -43,9 +41,11 @@ def answer_question(question: str, source: ContextSource, options: RunOptions) -
 
             make: MakeRun = modal_app().run_once
         elif options.offline:
-            config = replace(options.config, model=SCRIPTED_ROOT, recursive_model=SCRIPTED_SUB)
-            options = replace(options, config=config)
-            make = partial(run_here, stack.enter_context(scripted()))
+            from rlm.offline.server import SCRIPTED_NOTICE
+
+            say(SCRIPTED_NOTICE)
+            options = replace(options, config=scripted_config(options.config))
+            make = partial(run_here, stack.enter_context(serve_scripted()))
         else:
             make = partial(run_here, Provider.from_environment(options.environment))
         return watched(question, source, options, make, view())
@@ -83,16 +83,6 @@ async def run_here(provider: Provider, request: RunRequest, tell: Emit) -> RunRe
     """The run, with every process on this machine."""
     prices = load_prices(provider.base_url, request.prices) if not provider.scripted else FREE
     return await make_run(RLM(request.config, provider=provider, prices=prices, on_event=tell), request)
-
-
-@contextlib.contextmanager
-def scripted() -> Iterator[Provider]:
-    """The offline model, served for the time of a run."""
-    from rlm.offline.server import SCRIPTED_NOTICE, serve_offline
-
-    say(SCRIPTED_NOTICE)
-    with serve_offline() as server:
-        yield Provider(api_key="none", base_url=server.base_url, scripted=True)
 
 
 def view() -> View:
