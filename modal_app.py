@@ -18,9 +18,11 @@ import modal
 
 import rlm
 import sandbox_image
+from rlm.backend import Backend
 from rlm.config import Provider
-from rlm.engine import RLM, Backend
+from rlm.engine import RLM
 from rlm.events import Emit, Event
+from rlm.live import events_of
 from rlm.modal import commands, runs
 from rlm.modal.reconcile import SweepPolicy, sweep
 from rlm.modal.registry import DictRegistry
@@ -28,7 +30,7 @@ from rlm.modal.repl import ModalReplLauncher
 from rlm.modal.workers import OPENAI_URL, ModalWorkerLauncher, WorkerSandbox, connect, registry_scope
 from rlm.progress import PlainView
 from rlm.run import RunResult
-from rlm.runs.request import RunRequest, events_of
+from rlm.runs.request import RunRequest
 from rlm.usage import load_prices
 
 MINUTES = 60

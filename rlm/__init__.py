@@ -1,10 +1,11 @@
 """Recursive Language Models on Modal: answer questions over contexts of any size.
 
-from rlm import RLM, RunConfig
+from rlm import RLM
 
-    async with RLM(RunConfig()) as rlm:
-        result = await rlm.run("What is the magic number?", context)
+    result = RLM().completion("What is the magic number?", context)
     print(result.answer)
+
+In an event loop: `await RLM().run(question, context)`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from rlm import RLM, Limits, Provider, RunConfig, events
-from rlm.engine import local_backend
+from rlm.backend import local_backend
 from rlm.errors import InputError, KeyRefusedError
 from rlm.local.registry import MemoryRegistry
 from rlm.offline.server import Fault, OfflineSettings, WrongAnswer, serve_offline

@@ -9,7 +9,7 @@ import pytest
 
 import rlm
 from rlm import RLM, Limits, Provider, RunConfig, events
-from rlm.engine import local_backend
+from rlm.backend import local_backend
 from rlm.errors import WorkerError
 from rlm.local.repl import LocalReplLauncher
 from rlm.local.workers import LocalLauncher

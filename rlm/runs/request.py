@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,6 @@ from rlm.config import RunConfig
 from rlm.context import Context, Kind, context_from_paths, context_from_value
 from rlm.engine import RLM
 from rlm.errors import InputError
-from rlm.events import Event
 from rlm.folder import Skipped
 from rlm.run import RunResult, new_run_id
 
@@ -109,22 +107,3 @@ async def make_run(
             if answered is not None:
                 await answered(result)
     return result
-
-
-async def events_of(
-    run: Callable[[Callable[[Event | RunResult], None]], Awaitable[object]],
-) -> AsyncIterator[Event | RunResult]:
-    """The events of a run as it tells them; the last item is its result, which may come before the run has ended.
-
-    Raises: what the run raises, after its events.
-    """
-    queue: asyncio.Queue[Event | RunResult | None] = asyncio.Queue()
-    task = asyncio.ensure_future(run(queue.put_nowait))
-    task.add_done_callback(lambda _: queue.put_nowait(None))
-    try:
-        while (item := await queue.get()) is not None:
-            yield item
-        task.result()
-    finally:
-        task.cancel()
-        await asyncio.wait([task])

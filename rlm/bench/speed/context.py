@@ -107,10 +107,10 @@ def write_latin_text(path: Path, mib: int) -> int:
 
 async def load_and_run(path: Path) -> dict[str, Any]:
     """Load the file as the context and run the first cell, with all that a run imports."""
+    from rlm.backend import local_backend
     from rlm.bench.speed.cells import no_calls
     from rlm.config import Provider, ReplLimits
     from rlm.context import context_from_paths
-    from rlm.engine import local_backend
     from rlm.errors import RLMError
     from rlm.repl.session import ReplSession
 

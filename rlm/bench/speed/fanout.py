@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlm.backend import local_backend
 from rlm.bench.speed.offline import checked_counts, offline_llm
 from rlm.bench.speed.peers import Peer
 from rlm.bench.speed.report import Report, Row
@@ -18,7 +19,7 @@ from rlm.budget import Budget
 from rlm.calls import CallAnswerer
 from rlm.config import Limits, Provider, ReplLimits, RunConfig
 from rlm.context import context_from_value
-from rlm.engine import ignore, local_backend
+from rlm.engine import ignore
 from rlm.errors import InputError, RLMError, SubLLMError
 from rlm.offline.sub import NOT_FOUND
 from rlm.repl.session import ReplSession
