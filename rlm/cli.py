@@ -1,4 +1,4 @@
-"""The command line: rlm ask | niah | bench | offline-llm."""
+"""The command line: rlm ask | niah | doctor | bench | offline-llm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from rlm.bench.commands import bench
 from rlm.exits import ended
-from rlm.options import RunCommand, RunOptions, haystack_options, run_options
+from rlm.options import FILE, RunCommand, RunOptions, haystack_options, run_options
 from rlm.terminal import hold_standard_descriptors, say
 
 
@@ -81,6 +81,26 @@ def niah(num_lines: int, seed: int | None, options: RunOptions) -> None:
     (haystack,) = haystacks(num_lines, seed)
     result = answer_question(QUESTION, haystack, options)
     sys.exit(show_needle(result, haystack, as_json=options.as_json))
+
+
+@main.command()
+@click.option("--ask", "asks", is_flag=True, help="Ask the sub-LLM one short question, which costs next to nothing.")
+@click.option("--recursive-model", default="gpt-5-nano", show_default=True, help="The sub-LLM.")
+@click.option("--env-file", type=FILE, help="Read OPENAI_API_KEY and OPENAI_BASE_URL from this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+def doctor(*, asks: bool, recursive_model: str, env_file: Path | None, as_json: bool) -> None:
+    """Say what works here, and what to do where it does not; the exit status is 1 when something fails.
+
+    The provider is asked only with --ask, and Modal only where there is a token.
+    """
+    from itertools import chain
+
+    from rlm.doctor import here, show
+    from rlm.environment import environment_with
+    from rlm.modal.doctor import on_modal
+
+    found = here(environment_with(env_file), recursive_model if asks else None)
+    sys.exit(show(chain(found, on_modal()), as_json=as_json))
 
 
 @main.command("offline-llm")

@@ -256,7 +256,7 @@ class TestOfflineLlm:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", [(), ("ask",), ("niah",), ("bench",), ("offline-llm",)])
+    @pytest.mark.parametrize("command", [(), ("ask",), ("niah",), ("doctor",), ("bench",), ("offline-llm",)])
     def test_it_is_there_for_every_command(self, command):
         done = rlm(*command, "--help")
         assert done.returncode == 0
