@@ -58,7 +58,8 @@ def ask(question: str, contexts: tuple[str, ...], options: RunOptions) -> None:
     from rlm.running import answer_question
     from rlm.runs.request import Paths
 
-    sys.exit(show_answer(answer_question(question, Paths(contexts), options), as_json=options.as_json))
+    result = answer_question(question, Paths(contexts), options)
+    sys.exit(show_answer(result, as_json=options.as_json, quiet=options.quiet))
 
 
 @main.command(cls=RunCommand)

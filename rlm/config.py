@@ -161,6 +161,11 @@ class Provider:
     scripted: bool = False
     """Whether this is our own offline model, so that nobody takes its answers for an LLM's."""
 
+    @property
+    def host(self) -> str:
+        """Where requests go: the host, with its port where one is named."""
+        return "api.openai.com" if self.base_url is None else urlsplit(self.base_url).netloc
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Provider:
         """The provider that OPENAI_API_KEY and OPENAI_BASE_URL name. A server of one's own may want no key.

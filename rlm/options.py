@@ -92,7 +92,10 @@ RUN = (
     option("--env-file", type=FILE, help="Read OPENAI_API_KEY and OPENAI_BASE_URL from this file."),
     option("--log", type=FILE, help="Append the run log (JSON lines) to this file."),
     option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    option("--verbose", is_flag=True, help="Show the code of cells and what they gave, not a line of each."),
+    option("--quiet", is_flag=True, help="Show nothing but errors, notices and the answer."),
 )
+PASSED_ON = ("log", "as_json", "verbose", "quiet", "mode", "offline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,8 @@ class RunOptions:
     """The text of the file that --prices names."""
     log: Path | None = None
     as_json: bool = False
+    verbose: bool = False
+    quiet: bool = False
     mode: Literal["local", "modal"] = "local"
     offline: bool = False
 
@@ -118,8 +123,11 @@ class RunOptions:
         """
         from rlm.config import RunConfig
         from rlm.environment import environment_with, small_text
+        from rlm.errors import InputError
         from rlm.usage import load_prices
 
+        if given["verbose"] and given["quiet"]:
+            raise InputError("--verbose and --quiet are two views: give one of them")
         prices = "" if given["prices"] is None else small_text(given["prices"])
         load_prices(None, prices)  # so that a form that cannot be used is told before anything is started
         return cls(
@@ -127,7 +135,7 @@ class RunOptions:
             environment=environment_with(given["env_file"]),
             prices=prices,
             env_file=given["env_file"],
-            **{name: given[name] for name in ("log", "as_json", "mode", "offline") if name in given},
+            **{name: given[name] for name in PASSED_ON if name in given},
         )
 
 

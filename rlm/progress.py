@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO, cast
 
 from rlm import events
 from rlm.events import Event
+from rlm.standing import WAITING, Standing
 from rlm.terminal import Outlet, in_one_line, visible
-from rlm.usage import TokenUsage
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 OUTPUT_LINES_SHOWN = 12
 CODE_LINES_SHOWN = 30
+LINE_CHARS = 500
+PLAIN_LINE_CHARS = 200
+BAR_CHARS = 20
 PLAIN_LINE_EVERY_S = 2.0
 
 
@@ -35,80 +38,19 @@ class View(Protocol):
         """Show one event."""
 
 
-@dataclass(slots=True)
-class Standing:
-    """How far a run has come, gathered from its events and those of its child runs."""
-
-    iteration: int = 0
-    max_iterations: int = 0
-    asked: int = 0
-    finished: int = 0
-    in_flight: int = 0
-    retries: int = 0
-    errors: int = 0
-    tokens: TokenUsage = field(default_factory=TokenUsage)
-    cost: str = ""
-    doing: str = "starting"
-    started: float = field(default_factory=time.monotonic)
-    depths: dict[str, int] = field(default_factory=dict)
-
-    def hear(self, event: Event) -> None:  # noqa: C901  # a table of events
-        """Take one event in."""
-        depth = self.depths.get(event.run_id, 0)
-        match event:
-            case events.RunStarted():
-                self.depths[event.run_id] = event.depth
-                self.doing = "asking the root LM"
-                if event.depth == 0:
-                    self.max_iterations = event.max_iterations
-            case events.RootReplied():
-                self.tokens += event.usage
-                if depth == 0:
-                    self.iteration = event.iteration
-            case events.CellStarted():
-                self.doing = "running a cell"
-            case events.CellFinished():
-                self.doing = "asking the root LM"
-            case events.SubCallsStarted():
-                self.asked += event.count
-                self.doing = "waiting for sub-LLMs"
-            case events.SubCallFinished():
-                self.finished += 1
-                self.in_flight = event.in_flight
-                self.errors += event.error is not None
-                self.tokens += event.usage
-            case events.SubCallRetried():
-                self.retries += 1
-            case events.Spent() if depth == 0:
-                self.cost = "cost unknown" if event.cost_usd is None else f"${event.cost_usd:.4f}"
-
-    def line(self) -> str:
-        """All of it in a line."""
-        parts = [f"iteration {self.iteration}/{self.max_iterations}", self.doing]
-        if self.asked:
-            parts.append(f"sub-calls {self.finished:,}/{self.asked:,} ({self.in_flight} in flight)")
-        parts += [f"{count} {name}" for name, count in (("retries", self.retries), ("errors", self.errors)) if count]
-        parts.append(f"{self.tokens.total_tokens:,} tokens")
-        if self.cost:
-            parts.append(self.cost)
-        return " · ".join(parts)
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
-
-
-def cell_output(event: events.CellFinished) -> tuple[str, bool]:
-    """What a cell gave, cut to a few lines for the eye, and whether it went wrong."""
+def cell_output(event: events.CellFinished) -> str:
+    """What a cell gave, made harmless."""
     result = event.result
     if result is None:
-        return visible(f"the REPL died: {event.error}"), True
+        return visible(f"the REPL died: {event.error}")
     final = "" if result.final is None else f"answer: {result.final.text}"
     parts = [result.stdout, result.stderr, result.value, result.error or "", final]
-    return some_lines(
-        "\n".join(part.rstrip("\n") for part in parts if part), OUTPUT_LINES_SHOWN
-    ), result.error is not None
+    return visible("\n".join(part.rstrip("\n") for part in parts if part))
+
+
+def has_failed(event: events.CellFinished) -> bool:
+    """Whether a cell went wrong."""
+    return event.result is None or event.result.error is not None
 
 
 def some_lines(text: str, most: int) -> str:
@@ -117,16 +59,41 @@ def some_lines(text: str, most: int) -> str:
     if len(lines) > most:
         half = most // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half:,} more lines ...", *lines[-half:]]
-    return "\n".join(line[:500] for line in lines)
+    return "\n".join(line[:LINE_CHARS] for line in lines)
 
 
-class PlainView:
-    """Lines on a pipe or in a file: one for each step, and one every other second while sub-calls are under way."""
+def code_in_short(code: str) -> tuple[str, str]:
+    """The first line of a cell's code that is no import, and words for the lines beside it."""
+    lines = _lines_with_words(visible(code))
+    telling = (line for line in lines if not line.startswith(("import ", "from ")))
+    return next(telling, lines[0] if lines else ""), _others(len(lines) - 1)
+
+
+def output_in_short(event: events.CellFinished) -> tuple[str, str]:
+    """The first line of what a cell gave, or the last of its traceback; and words for the lines beside it."""
+    lines = _lines_with_words(cell_output(event))
+    is_traceback = event.result is not None and event.result.error is not None
+    return lines[-1 if is_traceback else 0] if lines else "(no output)", _others(len(lines) - 1)
+
+
+def _lines_with_words(text: str) -> list[str]:
+    return [line.strip()[:LINE_CHARS] for line in text.split("\n") if line.strip()]
+
+
+def _others(count: int) -> str:
+    return f" (+{count:,} line{'' if count == 1 else 's'})" if count > 0 else ""
+
+
+def cell_cost(event: events.CellFinished) -> str:
+    """How long a cell took, and how many sub-LLMs it asked."""
+    return f"{event.seconds:.1f} s" + (f", {event.cost.calls:,} sub-calls" if event.cost.calls else "")
+
+
+class QuietView:
+    """Notices alone."""
 
     def __init__(self, out: TextIO | None) -> None:
         self._out = Outlet(out)
-        self._standing = Standing()
-        self._last_line = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -138,38 +105,92 @@ class PlainView:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if isinstance(event, events.Notice):
+            self._out.write(f"note: {in_one_line(event.text)}\n")
+            self._out.flush()
+
+
+class PlainView:
+    """Lines on a pipe or in a file: one for each step, and one every other second while sub-calls are under way.
+
+    `heading` is the first of them. `verbose`: with the code of cells, and more of what they gave.
+    """
+
+    def __init__(self, out: TextIO | None, *, heading: str = "", verbose: bool = False) -> None:
+        self._out = Outlet(out)
+        self._heading = heading
+        self._verbose = verbose
+        self._standing = Standing()
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._heading:
+            self._say(self._heading)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.flush()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
         self._standing.hear(event)
-        now = time.monotonic()
         match event:
             case events.SubCallFinished():
-                if now - self._last_line >= PLAIN_LINE_EVERY_S:
+                if time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
                     self._say(self._standing.line())
             case events.RunStarted() | events.Spent():
                 self._say(self._standing.line())
             case events.Notice():
                 self._say(f"note: {event.text}")
+            case events.CellStarted() if self._verbose:
+                self._say(f"cell {event.cell}:")
+                self._show(some_lines(event.code, CODE_LINES_SHOWN))
             case events.CellFinished():
-                output, failed = cell_output(event)
-                self._say(f"cell {'failed' if failed else 'done'} in {event.seconds:.1f} s: {output.strip()[-200:]!r}")
+                self._say_how_it_went(event)
+
+    def _say_how_it_went(self, event: events.CellFinished) -> None:
+        how = f"cell {event.cell} {'failed' if has_failed(event) else 'done'} in {cell_cost(event)}"
+        if self._verbose:
+            self._say(f"{how}:")
+            self._show(some_lines(cell_output(event), OUTPUT_LINES_SHOWN))
+            return
+        first, others = output_in_short(event)
+        shown = first if len(first) <= PLAIN_LINE_CHARS else f"{first[:PLAIN_LINE_CHARS]}..."
+        self._say(f"{how}: {shown}{others}")
 
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
         self._out.write(f"[{self._standing.elapsed_s:6.1f} s] {in_one_line(text)}\n")
         self._out.flush()
 
+    def _show(self, lines: str) -> None:
+        self._out.write("".join(f"    {line}\n" for line in lines.split("\n")))
+        self._out.flush()
+
 
 class TerminalView:
-    """A live line of figures at the bottom of the terminal; cells and what they gave scroll by above it."""
+    """Live lines of figures at the bottom of the terminal; cells and what they gave scroll by above them.
 
-    def __init__(self, out: TextIO) -> None:
+    `heading` is the first line. `verbose`: cells and what they gave in many lines, else one line for each.
+    """
+
+    def __init__(self, out: TextIO, *, heading: str = "", verbose: bool = False) -> None:
         from rich.console import Console
         from rich.live import Live
+        from rich.spinner import Spinner
 
+        self._heading = heading
+        self._verbose = verbose
         self._standing = Standing()
         self._console = Console(file=cast("TextIO", Outlet(out)), highlight=False)
+        self._spinner = Spinner("line" if self._console.options.ascii_only else "dots", style="cyan")
         self._live = Live(get_renderable=self._status, console=self._console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
+        if self._heading:
+            self._console.print(in_one_line(self._heading), style="dim", markup=False)
         self._live.start()
         return self
 
@@ -190,15 +211,22 @@ class TerminalView:
                 self._console.print(f"note: {in_one_line(event.text)}", style="yellow", markup=False)
 
     def _status(self) -> RenderableType:
+        """What goes on, and below it the sub-calls, each cut to the terminal's width."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
-        from rich.spinner import Spinner
+        from rich.table import Table
 
         standing = self._standing
-        line = Spinner("dots", f"{standing.line()} · {standing.elapsed_s:.0f} s", style="cyan")
-        if standing.finished < standing.asked:
-            return Group(ProgressBar(total=standing.asked, completed=standing.finished), line)
-        return line
+        frame = cast("Text", self._spinner.render(self._console.get_time()))
+        steps = _cut_to_width(frame, " ", f"{standing.elapsed_s:.0f} s · {standing.steps()}")
+        if not (calls := standing.calls()):
+            return steps
+        if standing.doing != WAITING:
+            return Group(steps, _cut_to_width("  ", calls))
+        bar = ProgressBar(total=standing.asked, completed=standing.finished, width=BAR_CHARS)
+        row = Table.grid(padding=(0, 0, 0, 2))  # a bar has no line end of its own
+        row.add_row(bar, _cut_to_width(calls))
+        return Group(steps, row)
 
     def _show_code(self, event: events.CellStarted) -> None:
         from rich.padding import Padding
@@ -206,6 +234,9 @@ class TerminalView:
         from rich.syntax import Syntax
 
         depth = self._standing.depths.get(event.run_id, 0)
+        if not self._verbose:
+            self._print_in_a_line(f"{self._margin(event)}[{event.cell}] ", *code_in_short(event.code), style="")
+            return
         title = f"{'child run, ' if depth else ''}iteration {event.iteration}"
         self._console.print(Rule(title, align="left", style="dim"))
         code = Syntax(some_lines(event.code, CODE_LINES_SHOWN), "python", background_color="default", word_wrap=True)
@@ -214,6 +245,29 @@ class TerminalView:
     def _show_output(self, event: events.CellFinished) -> None:
         from rich.text import Text
 
-        output, failed = cell_output(event)
-        if output:
-            self._console.print(Text(output, style="red" if failed else "dim"))
+        style = "red" if has_failed(event) else "dim"
+        if not self._verbose:
+            first, others = output_in_short(event)
+            margin = self._margin(event) + " " * len(f"[{event.cell}] ")
+            self._print_in_a_line(margin, first, f"{others} · {cell_cost(event)}", style=style)
+        elif output := some_lines(cell_output(event), OUTPUT_LINES_SHOWN):
+            self._console.print(Text(output, style=style))
+
+    def _margin(self, event: events.CellStarted | events.CellFinished) -> str:
+        depth = self._standing.depths.get(event.run_id, 0)
+        return "    " * depth + ("child " if depth else "")
+
+    def _print_in_a_line(self, margin: str, words: str, end: str, *, style: str) -> None:
+        """One line of the terminal: what does not fit is cut from the words."""
+        from rich.text import Text
+
+        text = Text(words.expandtabs(4))
+        text.truncate(max(1, self._console.width - len(margin) - len(end)), overflow="ellipsis")
+        line = Text.assemble(margin, text, (end, "dim"), style=style, no_wrap=True, overflow="ellipsis")
+        self._console.print(line)
+
+
+def _cut_to_width(*parts: str | Text) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")

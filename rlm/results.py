@@ -13,11 +13,12 @@ from rlm.terminal import deliver, say
 ANSWERED, UNPRINTED, NO_ANSWER = 0, 1, 3
 
 
-def show_answer(result: RunResult, *, as_json: bool, out: TextIO | None = None) -> int:
-    """Print the answer alone on standard output, or on `out`; the exit status."""
+def show_answer(result: RunResult, *, as_json: bool, quiet: bool = False, out: TextIO | None = None) -> int:
+    """Print the answer alone on standard output, or on `out`, its figures on standard error; the exit status."""
     if as_json:
         return _status(result, delivered=deliver(json.dumps(report.as_json(result)), out))
-    say(report.summary(result))
+    if not quiet:
+        say(report.summary(result))
     return _status(result, delivered=result.answer is None or deliver(result.answer, out))
 
 

@@ -18,12 +18,14 @@ from rlm.events import Emit, Event
 from rlm.interrupts import interruptible, run_interruptibly
 from rlm.offline.scripted import FREE, scripted_config, serve_scripted
 from rlm.options import RunOptions
-from rlm.progress import PlainView, TerminalView, View
+from rlm.progress import PlainView, QuietView, TerminalView, View
 from rlm.run import RunResult
 from rlm.runs.log import RunLog
 from rlm.runs.request import ContextSource, LocalFiles, Paths, RunRequest, make_run
 from rlm.terminal import say
 from rlm.usage import load_prices
+
+ON_MODAL = "asked from Modal"  # the provider is what its Secret says
 
 MakeRun: TypeAlias = Callable[[RunRequest, Emit], Coroutine[Any, Any, RunResult]]
 
@@ -40,15 +42,19 @@ def answer_question(question: str, source: ContextSource, options: RunOptions) -
             from rlm.modal.app import modal_app  # it talks to Modal, so before there is an event loop
 
             make: MakeRun = modal_app().run_once
+            asked = who_is_asked(options, ON_MODAL)
         elif options.offline:
             from rlm.offline.server import SCRIPTED_NOTICE
 
             say(SCRIPTED_NOTICE)
             options = replace(options, config=scripted_config(options.config))
             make = partial(run_here, stack.enter_context(serve_scripted()))
+            asked = ""
         else:
-            make = partial(run_here, Provider.from_environment(options.environment))
-        return watched(question, source, options, make, view())
+            provider = Provider.from_environment(options.environment)
+            make = partial(run_here, provider)
+            asked = who_is_asked(options, f"at {provider.host}")
+        return watched(question, source, options, make, view(options, asked))
 
 
 def watched(question: str, source: ContextSource, options: RunOptions, make: MakeRun, shown: View) -> RunResult:
@@ -85,7 +91,20 @@ async def run_here(provider: Provider, request: RunRequest, tell: Emit) -> RunRe
     return await make_run(RLM(request.config, provider=provider, prices=prices, on_event=tell), request)
 
 
-def view() -> View:
-    """The live view on a terminal, plain lines elsewhere."""
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    return TerminalView(sys.stderr) if on_terminal else PlainView(sys.stderr)
+def who_is_asked(options: RunOptions, where: str) -> str:
+    """The models of a run and who serves them, said before any is asked and paid."""
+    return f"root LM {options.config.model}, sub-LLM {options.config.recursive_model}, {where}"
+
+
+def view(options: RunOptions, heading: str) -> View:
+    """The live view on a terminal, plain lines elsewhere; `heading` is the first line."""
+    if sys.stderr is None or options.quiet or not sys.stderr.isatty():
+        return plain_view(options, heading)
+    return TerminalView(sys.stderr, heading=heading, verbose=options.verbose)
+
+
+def plain_view(options: RunOptions, heading: str) -> View:
+    """Plain lines, also where a terminal is shared with what Modal shows."""
+    if options.quiet:
+        return QuietView(sys.stderr)
+    return PlainView(sys.stderr, heading=heading, verbose=options.verbose)

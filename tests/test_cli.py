@@ -142,6 +142,24 @@ class TestAsk:
         assert "\x1b" not in done.stderr
         assert re.search(r"\[ +[\d.]+ s\] iteration 2/10", done.stderr)
 
+    def test_it_says_which_models_are_asked_and_where_before_it_does(self, text, provider):
+        server, env = provider("FINAL(1)")
+        done = rlm("ask", "Q?", "--context", text, "--model", "large", "--recursive-model", "small", env=env)
+        host = server.base_url.removeprefix("http://").removesuffix("/v1")
+        assert done.stderr.splitlines()[0].endswith(f"root LM large, sub-LLM small, at {host}")
+
+    def test_quiet_leaves_errors_notices_and_the_answer(self, text, provider):
+        _, env = provider(cell("print('a word')"), "FINAL(1)")
+        done = rlm("ask", "Q?", "--context", text, "--quiet", env=env)
+        assert (done.returncode, done.stdout) == (0, "1\n")
+        assert all(line.startswith("note: ") for line in done.stderr.splitlines())
+
+    def test_verbose_shows_the_code_of_cells(self, text, provider):
+        _, env = provider(cell("word = 'a word'\nprint(word)"), "FINAL(1)")
+        for options, is_shown in (((), False), (("--verbose",), True)):
+            done = rlm("ask", "Q?", "--context", text, *options, env=env)
+            assert ("    print(word)" in done.stderr.splitlines()) is is_shown
+
 
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -159,6 +177,7 @@ class TestBadInput:
             ),
             (("ask", "Q?", "--context", __file__, "--offline", "--log", "/no/such/log"), 2, "cannot write the log"),
             (("ask", "Q?", "--context", __file__, "--env-file", "/no/such/env"), 2, "cannot read /no/such/env"),
+            (("ask", "Q?", "--context", __file__, "--quiet", "--verbose"), 2, "--verbose and --quiet are two views"),
             (("ask", "Q?", "--offline"), 2, "Missing option '--context'"),
             (("niah", "--num-lines", 0), 2, "'--num-lines': 0 is not in the range x>=1"),
             (("niah", "--num-lines", "many"), 2, "'many' is not a valid integer"),
@@ -212,7 +231,7 @@ class TestTheTerminal:
     def test_it_shows_cells_output_and_figures_and_leaves_the_answer(self, text):
         shown, status = on_a_terminal("ask", "Who signed the lease?", "--context", text, "--offline")
         assert status == 0
-        for words in ("iteration 1", "parallel_llm_query", "sub-calls", "tokens", "\x1b["):
+        for words in ("[1] ", "iteration ", "/10 · ", "sub-calls", "tokens", "\x1b["):
             assert words in shown
         assert shown.rstrip().endswith("The lease was signed by Ada Lovelace.")
 

@@ -16,10 +16,9 @@ from rlm.exits import ended
 from rlm.interrupts import interruptible, run_interruptibly
 from rlm.modal.runs import as_platform_error, follow
 from rlm.options import RunCommand, RunOptions, haystack_options, modal_run_options
-from rlm.progress import PlainView
 from rlm.results import show_answer, show_needle
 from rlm.run import RunResult
-from rlm.running import watched
+from rlm.running import ON_MODAL, plain_view, watched, who_is_asked
 from rlm.runs.request import Paths, RunRequest
 
 
@@ -51,7 +50,8 @@ def main(functions: Functions, num_lines: int, seed: int | None, repeats: int, o
     """Find a magic number in a haystack of random words; with --repeats N, in N of them at once."""
     some = haystacks(num_lines, seed, repeats)
     if repeats == 1:
-        results = [watched(QUESTION, some[0], options, functions.run_live, PlainView(sys.stderr))]
+        shown = plain_view(options, who_is_asked(options, ON_MODAL))
+        results = [watched(QUESTION, some[0], options, functions.run_live, shown)]
     else:
         requests = [
             RunRequest(question=QUESTION, source=one, config=options.config, prices=options.prices) for one in some
@@ -73,8 +73,9 @@ def main(functions: Functions, num_lines: int, seed: int | None, repeats: int, o
 @click.pass_obj
 def ask(functions: Functions, question: str, contexts: tuple[str, ...], options: RunOptions) -> int:
     """Answer a question over files or folders of this machine, and print the answer."""
-    result = watched(question, Paths(contexts), options, functions.run_live, PlainView(sys.stderr))
-    return show_answer(result, as_json=options.as_json, out=sys.__stdout__)
+    shown = plain_view(options, who_is_asked(options, ON_MODAL))
+    result = watched(question, Paths(contexts), options, functions.run_live, shown)
+    return show_answer(result, as_json=options.as_json, quiet=options.quiet, out=sys.__stdout__)
 
 
 COMMANDS = {"main": main, "ask": ask}
