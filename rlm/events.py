@@ -251,10 +251,13 @@ class RunFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFailed:
-    """The machinery failed, or the run was stopped from outside."""
+    """The machinery failed, or the run was stopped from outside; with what was spent until then."""
 
     run_id: str
     error: str
+    sub_calls: int
+    usage: Mapping[str, Mapping[str, int]]
+    cost_usd: float | None
 
 
 Event = (

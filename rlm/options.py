@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from rlm.errors import InputError, RLMError
+
 if TYPE_CHECKING:
     from rlm.config import RunConfig
 
@@ -123,7 +125,6 @@ class RunOptions:
         """
         from rlm.config import RunConfig
         from rlm.environment import environment_with, small_text
-        from rlm.errors import InputError
         from rlm.usage import load_prices
 
         if given["verbose"] and given["quiet"]:
@@ -147,7 +148,16 @@ class RunCommand(click.Command):
         rest = super().parse_args(ctx, args)
         if not ctx.resilient_parsing:  # this is no shell completion
             names = [str(param.name) for param in self.params if isinstance(param, RunOption)]
-            ctx.params["options"] = RunOptions.of({name: ctx.params.pop(name) for name in names})
+            given = {name: ctx.params.pop(name) for name in names}
+            try:
+                ctx.params["options"] = RunOptions.of(given)
+            except RLMError as exc:
+                if given["as_json"]:
+                    from rlm.results import show_failure
+                    from rlm.so_far import SoFar
+
+                    show_failure(SoFar().result("error"), str(exc))
+                raise
         return rest
 
 

@@ -8,10 +8,27 @@ from typing import Any
 from rlm.bench.niah import matches
 from rlm.run import RunResult
 
+MORE = {
+    "iterations": "a higher --max-iterations",
+    "calls": "a higher --max-calls",
+    "tokens": "a higher --max-tokens",
+    "usd": "a higher --max-usd",
+    "time": "a higher --timeout-s",
+    "context_window": "a --model that takes more",
+}
 
-def as_json(result: RunResult) -> dict[str, Any]:
-    """What --json prints."""
-    return {**asdict(result), "elapsed_s": round(result.elapsed_s, 3)}
+
+def as_json(result: RunResult, error: str | None = None) -> dict[str, Any]:
+    """What --json prints; `error` is why there is no answer, or None."""
+    if error is None and result.answer is None:
+        error = no_answer(result)
+    return {**asdict(result), "elapsed_s": round(result.elapsed_s, 3), "error": error}
+
+
+def no_answer(result: RunResult) -> str:
+    """Why a run that ended in order has no answer, and what to try."""
+    more = MORE.get(result.stopped_by)
+    return f"there is no answer: cut short by {result.stopped_by}" + (f"; try {more}, or ask for less" if more else "")
 
 
 def summary(result: RunResult) -> str:

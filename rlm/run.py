@@ -109,7 +109,7 @@ class Run:
             try:
                 ending = await self._answer(question, context, stack)
             except BaseException as exc:
-                self._parts.emit(events.RunFailed(run_id=self.run_id, error=str(exc) or type(exc).__name__))
+                self._tell_of_failure(exc)
                 raise
             self._parts.emit(
                 events.RunFinished(
@@ -155,6 +155,17 @@ class Run:
         if ending.answer is None and ending.prose is not None and self._place.depth == 0:
             return replace(ending, answer=Answer(text=ending.prose))
         return ending
+
+    def _tell_of_failure(self, exc: BaseException) -> None:
+        self._parts.emit(
+            events.RunFailed(
+                run_id=self.run_id,
+                error=str(exc) or type(exc).__name__,
+                sub_calls=self.budget.sub_calls,
+                usage=self.usage(),
+                cost_usd=self.budget.cost_usd,
+            )
+        )
 
     def _tell_of_start(self, question: str, context: Context, description: str, starting_s: float) -> None:
         config = self._config

@@ -19,9 +19,11 @@ from rlm.interrupts import interruptible, run_interruptibly
 from rlm.offline.scripted import FREE, scripted_config, serve_scripted
 from rlm.options import RunOptions
 from rlm.progress import PlainView, QuietView, TerminalView, View
+from rlm.results import tell_what_was_found, told
 from rlm.run import RunResult
 from rlm.runs.log import RunLog
 from rlm.runs.request import ContextSource, LocalFiles, Paths, RunRequest, make_run
+from rlm.so_far import SoFar
 from rlm.terminal import say
 from rlm.usage import load_prices
 
@@ -36,6 +38,7 @@ def answer_question(question: str, source: ContextSource, options: RunOptions) -
     Raises: InputError before anything is started, for what cannot be used; RLMError; Interrupted.
     """
     with contextlib.ExitStack() as stack:
+        so_far = stack.enter_context(told(options))
         if options.mode == "modal":
             if options.offline:
                 raise InputError("--offline is for --mode local: on Modal a provider is asked")
@@ -54,11 +57,13 @@ def answer_question(question: str, source: ContextSource, options: RunOptions) -
             provider = Provider.from_environment(options.environment)
             make = partial(run_here, provider)
             asked = who_is_asked(options, f"at {provider.host}")
-        return watched(question, source, options, make, view(options, asked))
+        return watched(question, source, options, make, view(options, asked), so_far)
 
 
-def watched(question: str, source: ContextSource, options: RunOptions, make: MakeRun, shown: View) -> RunResult:
-    """Make the run, shown while it goes on, and logged; a signal ends it in order.
+def watched(
+    question: str, source: ContextSource, options: RunOptions, make: MakeRun, shown: View, so_far: SoFar
+) -> RunResult:
+    """Make the run, shown while it goes on, and logged; a signal ends it in order. `so_far` hears its events.
 
     Raises: as `make` does; InputError; Interrupted.
     """
@@ -67,7 +72,9 @@ def watched(question: str, source: ContextSource, options: RunOptions, make: Mak
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(interruptible())
-            listeners: list[Emit] = [] if log is None else [stack.enter_context(log)]
+            listeners: list[Emit] = [so_far.hear]
+            if log is not None:
+                listeners.append(stack.enter_context(log))
             if isinstance(source, Paths):  # read outside the event loop, so that a pipe that waits can be interrupted
                 files = source.open(stack.enter_context(scratch.folder("context")))
                 if options.env_file is not None:
@@ -79,7 +86,10 @@ def watched(question: str, source: ContextSource, options: RunOptions, make: Mak
                 for listener in listeners:
                     listener(event)
 
-            return run_interruptibly(make(request, tell))
+            result = run_interruptibly(make(request, tell))
+        if result.answer is None:
+            tell_what_was_found(so_far, options.log)
+        return result
     finally:
         if log is not None and log.trouble is not None:
             say(f"rlm: the log {log.path} is not complete: {log.trouble}")

@@ -115,6 +115,39 @@ class TestAsk:
         done = rlm("ask", "Q?", "--context", text, "--max-iterations", 1, "--json", env=env)
         assert (done.returncode, json.loads(done.stdout)["answer"]) == (3, None)
 
+    def test_no_answer_tells_what_was_found_and_what_to_try(self, provider, text):
+        _, env = provider(cell("print('page 7 looks right')"), "")
+        done = rlm("ask", "Q?", "--context", text, "--max-iterations", 1, "--quiet", env=env)
+        assert (done.returncode, done.stdout) == (3, "")
+        lines = done.stderr.splitlines()
+        assert lines[lines.index("found so far:") + 1] == "page 7 looks right"
+        assert lines[-1] == (
+            "rlm: there is no answer: cut short by iterations; try a higher --max-iterations, or ask for less"
+        )
+
+    def test_a_run_that_fails_tells_what_was_spent_and_found(self, provider, text):
+        # The fault is for the second request: only that one holds the cell's output.
+        _, env = provider(cell("print('o' + 'nce')\nllm_query('a')"), faults=(Fault(match="once", status=400),))
+        done = rlm("ask", "Q?", "--context", text, "--json", env=env)
+        assert done.returncode == 3
+        report = json.loads(done.stdout)
+        assert (report["answer"], report["stopped_by"], report["iterations"], report["sub_calls"]) == (
+            *(None, "error"),
+            *(1, 1),
+        )
+        assert report["usage"]["gpt-5-nano"]["calls"] == 1
+        lines = done.stderr.splitlines()
+        assert lines[-1] == f"rlm: {report['error']}"
+        assert lines[lines.index("found so far:") + 1] == "once"
+        assert re.match(r"[\d.]+ s, 1 iterations, 1 sub-calls, .* cut short by error$", lines[-2])
+
+    @pytest.mark.parametrize("options", [(), ("--offline", "--pool-size", 0), ("--offline", "--log", "/no/such/log")])
+    def test_bad_input_is_an_object_too(self, text, options):
+        done = rlm("ask", "Q?", "--context", text, "--json", *options)
+        assert done.returncode == 2
+        report = json.loads(done.stdout)
+        assert (report["answer"], f"rlm: {report['error']}") == (None, done.stderr.splitlines()[-1])
+
     def test_the_log_holds_every_event_of_the_run(self, provider, text, tmp_path):
         _, env = provider(cell("print(llm_query('a'))"), "FINAL(1)")
         rlm("ask", "Q?", "--context", text, "--log", tmp_path / "run.jsonl", env=env)

@@ -55,11 +55,14 @@ def test_in_the_middle_of_sub_calls_everything_is_ended(sent, text, provider, tm
 def test_in_the_middle_of_a_cell_everything_is_ended(text, provider, tmp_path):
     _, env = provider(cell("open(1, 'w').write('x'); import time; time.sleep(60)"))
     log = tmp_path / "log"
-    with started("ask", "Q?", "--context", text, "--log", log, env=env) as running:
+    with started("ask", "Q?", "--context", text, "--log", log, "--json", env=env) as running:
         wait_for(running, lambda: log.exists() and "cell_started" in log.read_text())
         running.send_signal(signal.SIGINT)
-        running.communicate(timeout=15)
+        stdout, stderr = running.communicate(timeout=15)
         assert running.returncode == 130
+        report = json.loads(stdout)
+        assert (report["error"], report["stopped_by"], report["iterations"]) == ("interrupted", "interrupted", 1)
+        assert f"all that was said is in {log}" in stderr.splitlines()
         assert json.loads(log.read_text().splitlines()[-1])["event"] == "run_failed"
 
 

@@ -16,7 +16,7 @@ from rlm.exits import ended
 from rlm.interrupts import interruptible, run_interruptibly
 from rlm.modal.runs import as_platform_error, follow
 from rlm.options import RunCommand, RunOptions, haystack_options, modal_run_options
-from rlm.results import show_answer, show_needle
+from rlm.results import show_answer, show_needle, told
 from rlm.run import RunResult
 from rlm.running import ON_MODAL, plain_view, watched, who_is_asked
 from rlm.runs.request import Paths, RunRequest
@@ -49,15 +49,16 @@ class Functions:
 def main(functions: Functions, num_lines: int, seed: int | None, repeats: int, options: RunOptions) -> int:
     """Find a magic number in a haystack of random words; with --repeats N, in N of them at once."""
     some = haystacks(num_lines, seed, repeats)
-    if repeats == 1:
-        shown = plain_view(options, who_is_asked(options, ON_MODAL))
-        results = [watched(QUESTION, some[0], options, functions.run_live, shown)]
-    else:
-        requests = [
-            RunRequest(question=QUESTION, source=one, config=options.config, prices=options.prices) for one in some
-        ]
-        with interruptible():
-            results = run_interruptibly(functions.run_all(requests))
+    with told(options) as so_far:
+        if repeats == 1:
+            shown = plain_view(options, who_is_asked(options, ON_MODAL))
+            results = [watched(QUESTION, some[0], options, functions.run_live, shown, so_far)]
+        else:
+            requests = [
+                RunRequest(question=QUESTION, source=one, config=options.config, prices=options.prices) for one in some
+            ]
+            with interruptible():
+                results = run_interruptibly(functions.run_all(requests))
     return max(
         show_needle(result, haystack, as_json=options.as_json, out=sys.__stdout__)
         for result, haystack in zip(results, some, strict=True)
@@ -74,7 +75,8 @@ def main(functions: Functions, num_lines: int, seed: int | None, repeats: int, o
 def ask(functions: Functions, question: str, contexts: tuple[str, ...], options: RunOptions) -> int:
     """Answer a question over files or folders of this machine, and print the answer."""
     shown = plain_view(options, who_is_asked(options, ON_MODAL))
-    result = watched(question, Paths(contexts), options, functions.run_live, shown)
+    with told(options) as so_far:
+        result = watched(question, Paths(contexts), options, functions.run_live, shown, so_far)
     return show_answer(result, as_json=options.as_json, quiet=options.quiet, out=sys.__stdout__)
 
 
