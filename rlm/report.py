@@ -8,6 +8,7 @@ from typing import Any
 from rlm.bench.niah import matches
 from rlm.run import RunResult
 
+ENDED = {"answer": "", "error": ", then it failed", "interrupted": ", then interrupted"}
 MORE = {
     "iterations": "a higher --max-iterations",
     "calls": "a higher --max-calls",
@@ -36,7 +37,7 @@ def summary(result: RunResult) -> str:
     tokens_in = sum(used["input_tokens"] for used in result.usage.values())
     tokens_out = sum(used["output_tokens"] for used in result.usage.values())
     cost = "cost unknown" if result.cost_usd is None else f"${result.cost_usd:.4f}"
-    stopped = "" if result.stopped_by == "answer" else f", cut short by {result.stopped_by}"
+    stopped = ENDED.get(result.stopped_by, f", cut short by {result.stopped_by}")
     return (
         f"{result.elapsed_s:.1f} s, {result.iterations} iterations, {result.sub_calls:,} sub-calls, "
         f"{tokens_in:,} tokens in, {tokens_out:,} out, {cost}{stopped}"

@@ -139,7 +139,7 @@ class TestAsk:
         lines = done.stderr.splitlines()
         assert lines[-1] == f"rlm: {report['error']}"
         assert lines[lines.index("found so far:") + 1] == "once"
-        assert re.match(r"[\d.]+ s, 1 iterations, 1 sub-calls, .* cut short by error$", lines[-2])
+        assert re.match(r"[\d.]+ s, 1 iterations, 1 sub-calls, .*, then it failed$", lines[-2])
 
     @pytest.mark.parametrize("options", [(), ("--offline", "--pool-size", 0), ("--offline", "--log", "/no/such/log")])
     def test_bad_input_is_an_object_too(self, text, options):

@@ -73,3 +73,10 @@ def test_an_environment_that_names_no_provider_is_refused(environment):
 
 def test_a_provider_does_not_show_its_key():
     assert "sk-1" not in repr(Provider(api_key="sk-1"))
+
+
+@pytest.mark.parametrize(
+    ("base_url", "host"), [(None, "api.openai.com"), ("https://models.example:8443/v1", "models.example:8443")]
+)
+def test_a_provider_knows_the_host_it_is_asked_at(base_url, host):
+    assert Provider(api_key="k", base_url=base_url).host == host
