@@ -68,7 +68,8 @@ async def follow(
             files = uploaded(volume, request.source.context)
             notice = partial(tell_notice, tell, request.run_id)
             request = replace(request, source=await stack.enter_async_context(forgiving(files, notice)))
-        async for item in solve_live.remote_gen.aio(request):
+        items = await stack.enter_async_context(contextlib.aclosing(solve_live.remote_gen.aio(request)))
+        async for item in items:
             if isinstance(item, RunResult):
                 return item
             tell(item)
