@@ -28,7 +28,6 @@ MAX_HELD_BYTES = 256 * MIB  # of calls that wait for their answers, together
 CALL_BYTES = 64 << 10  # what a call counts for
 ITEM_BYTES = 1_000  # and each of its prompts, besides its text
 MAX_ERROR_CHARS = 10_000
-MAX_JSON_BYTES = 6  # of a character: \\u0000
 MAX_FAILURE_CHARS = 2_000
 
 T = TypeVar("T")

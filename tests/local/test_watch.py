@@ -90,6 +90,15 @@ def test_files_that_take_too_much_together_are_refused_or_end_the_repl(tool, sta
         assert repl.run("import shutil, os; [os.unlink(f'f{n}') for n in range(3)]; open('f', 'w').write('x')").value
 
 
+def assert_full(tool, repl, code):
+    """A cell that wants more than 64 MiB of disk is refused it, or, where the host watches, ends its REPL."""
+    if tool == "landlock":
+        with pytest.raises(ReplDiedError, match="64 MiB of disk"):
+            repl.run(code)
+    else:
+        assert "No space left on device" in repl.run(code).error
+
+
 def test_deleted_files_that_are_open_count(tool, start, launcher):
     repl = start(launcher=launcher, disk_mib=64, file_mib=32)
     code = """
@@ -101,11 +110,7 @@ def test_deleted_files_that_are_open_count(tool, start, launcher):
             held[-1].write(bytes(30 << 20)); held[-1].flush()
         time.sleep(15)
     """
-    if tool == "landlock":
-        with pytest.raises(ReplDiedError, match="64 MiB of disk"):
-            repl.run(code)
-    else:
-        assert "No space left on device" in repl.run(code).error
+    assert_full(tool, repl, code)
 
 
 def test_files_deeper_than_a_path_can_say_count(tool, start, launcher):
@@ -118,11 +123,7 @@ def test_files_deeper_than_a_path_can_say_count(tool, start, launcher):
             with open(f"f{number}", "wb") as file: file.write(bytes(30 << 20))
         time.sleep(15)
     """
-    if tool == "landlock":
-        with pytest.raises(ReplDiedError, match="64 MiB of disk"):
-            repl.run(code)
-    else:
-        assert "No space left on device" in repl.run(code).error
+    assert_full(tool, repl, code)
 
 
 def test_a_fork_bomb_ends_in_an_error_or_with_the_repl(tool, start, launcher):
